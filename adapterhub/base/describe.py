@@ -1,0 +1,95 @@
+"""What a folder says of the base in it, read from its files without loading it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import BaseError
+
+from .architecture import read_config, spelled_alike
+from .record import Base
+from .tensors import StoredTensor, stored_tensors
+
+# Families that read the text in both directions; every other family is taken for a decoder.
+ENCODERS = frozenset(
+    """
+    albert bert bert-generation camembert convbert deberta deberta-v2 distilbert electra ernie esm eurobert flaubert
+    funnel ibert layoutlm longformer mobilebert modernbert mpnet mra nezha nomic_bert nystromformer rembert roberta
+    roberta-prelayernorm roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso
+    """.split()
+)
+# RoBERTa counts positions from the one after its padding id, so its table is longer than its context.
+_OFFSET_POSITIONS = frozenset({"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet", "roberta-prelayernorm"})
+_LICENCE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9.+-]+)[\"']?\s*$", re.MULTILINE)
+
+
+def describe(
+    folder: Path, *, name: str, public_id: str, fingerprint: str, licence: str | None = None, derived: str | None = None
+) -> Base:
+    """Return the `Base` in `folder`. Raises BaseError where it is none that can be used."""
+    config = read_config(folder)
+    _refuse(folder, config)
+    weights = [tensor for tensor in stored_tensors(folder) if tensor.is_float]
+    model_type = str(config["model_type"])
+    return Base(
+        name=name,
+        public_id=public_id,
+        path=folder,
+        fingerprint=fingerprint,
+        architecture=_architecture(config),
+        model_type=model_type,
+        parameters=sum(tensor.elements for tensor in weights),
+        dtype=_common_dtype(weights),
+        bytes=sum(tensor.end - tensor.start for tensor in weights),
+        context_length=_context_length(folder, config),
+        licence=licence or _licence(folder),
+        derived_from=derived,
+        is_encoder=model_type in ENCODERS and not config.get("is_decoder"),
+    )
+
+
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    if config.get("is_encoder_decoder"):
+        raise BaseError(
+            f"{folder} is an encoder-decoder ({config['model_type']!r}); name a decoder (Llama and its like) or an encoder"
+        )
+    if config.get("quantization_config"):
+        raise BaseError(f"{folder} is quantised; name the base in float32, float16 or bfloat16 that it was made from")
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if named else str(config["model_type"])
+
+
+def _common_dtype(weights: list[StoredTensor]) -> str:
+    elements: Counter[str] = Counter()
+    for tensor in weights:
+        elements[tensor.dtype_name] += tensor.elements
+    return elements.most_common(1)[0][0] if elements else "none"
+
+
+def _context_length(folder: Path, config: Mapping[str, Any]) -> int:
+    nested = config.get("text_config")
+    said = spelled_alike(nested if isinstance(nested, Mapping) else config)
+    length = said.get("max_position_embeddings")
+    if not isinstance(length, int) or length < 1:
+        raise BaseError(f"{folder / 'config.json'} says no max_position_embeddings, so its context is unknown; add it")
+    if said.get("model_type") in _OFFSET_POSITIONS:
+        length -= int(said.get("pad_token_id") or 1) + 1
+    return length
+
+
+def _licence(folder: Path) -> str | None:
+    """Return the licence that a model card beside the weights names in its header."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = card.read_text("utf-8", errors="replace")[:20_000]
+    front = head.split("\n---", 1)[0] if head.startswith("---") else ""
+    found = _LICENCE.search(front)
+    return found.group(1) if found else None

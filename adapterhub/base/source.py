@@ -1,0 +1,144 @@
+"""`open_base`: from a name (catalog, Hub id or path) to a base on disk."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import BaseError, BaseNotFound, NotFound
+
+from .architecture import read_config
+from .cache import cache_root
+from .catalog import CATALOG, CatalogEntry
+from .describe import describe
+from .pull import installed, pull
+from .record import Base, Progress
+from .stamps import remembered_fingerprint
+from .tensors import weight_files
+
+__all__ = ["Base", "CatalogState", "Progress", "list_bases", "open_base"]
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# Named one by one: patterns match inside subfolders too (onnx/model.safetensors), and a pickle must never come along.
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-?????-of-?????.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class CatalogState:
+    """An entry of the catalog, and its base where it has been pulled."""
+
+    entry: CatalogEntry
+    base: Base | None
+
+
+def open_base(
+    name: str,
+    *,
+    fetch: bool = True,
+    progress: Progress | None = None,
+    catalog: Mapping[str, CatalogEntry] = CATALOG,
+    cache: Path | None = None,
+) -> Base:
+    """Return the base called `name`: a catalog name, else a path, else a Hub id (`org/name` or `org/name@revision`).
+
+    What is not on this machine is fetched, unless `fetch` is False. `cache` defaults to the user's cache folder. Raises
+    BaseNotFound where there is none, BaseError where it cannot be used, HubError where the Hub cannot be reached.
+    """
+    root = cache or cache_root()
+    if name in catalog:
+        entry = catalog[name]
+        base = pull(entry, root, progress) if fetch else installed(entry, root)
+        if base is None:
+            raise BaseNotFound(f"base {name!r} is not on this machine; run `adapterhub base pull {name}`")
+        return base
+    if name.startswith(("/", ".", "~")) or (name and Path(name).is_dir()):
+        return _open_path(name, root, progress)
+    repo_id, _, revision = name.partition("@")
+    if _HUB_ID.match(repo_id):
+        return _open_hub(name, repo_id, revision or None, root, fetch=fetch, progress=progress)
+    close = difflib.get_close_matches(name, catalog, n=3, cutoff=0.4)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    raise BaseNotFound(
+        f"no base {name!r}: {meant}Name one of the catalog ({', '.join(catalog)}), "
+        "a Hugging Face id (org/name), or the path of a folder (./name)"
+    )
+
+
+def list_bases(*, catalog: Mapping[str, CatalogEntry] = CATALOG, cache: Path | None = None) -> list[CatalogState]:
+    """Return every entry of the catalog with its base, or None where it has not been pulled."""
+    root = cache or cache_root()
+    return [CatalogState(entry, installed(entry, root)) for entry in catalog.values()]
+
+
+def _open_path(name: str, root: Path, progress: Progress | None) -> Base:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise BaseNotFound(f"no base at {name!r}: there is no such folder; name one written by save_pretrained")
+    folder = folder.resolve()
+    found = remembered_fingerprint(folder, root, progress)
+    return describe(folder, name=name, public_id=_public_id(folder, read_config(folder)), fingerprint=found)
+
+
+def _public_id(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the Hub id the config names, else a local name; never a path, which means nothing on another machine."""
+    said = config.get("_name_or_path")
+    if isinstance(said, str) and _HUB_ID.match(said) and not Path(said).exists():
+        return said
+    return f"local/{folder.name}"
+
+
+def _open_hub(
+    name: str, repo_id: str, revision: str | None, root: Path, *, fetch: bool, progress: Progress | None
+) -> Base:
+    folder = _download(name, repo_id, revision, progress) if fetch else _in_hub_cache(repo_id, revision)
+    if folder is None:
+        raise BaseNotFound(f"base {name!r} is not on this machine; run `adapterhub base pull {name}`")
+    found = remembered_fingerprint(folder, root, progress)
+    return describe(folder, name=name, public_id=repo_id, fingerprint=found)
+
+
+def _download(name: str, repo_id: str, revision: str | None, progress: Progress | None) -> Path:
+    from adapterhub.hub import download_snapshot
+
+    if progress:
+        progress(f"Fetching {name} from the Hub")
+    try:
+        return download_snapshot(repo_id, revision, allow_patterns=_HUB_FILES)
+    except NotFound as error:
+        raise BaseNotFound(f"no base {name!r}: {error}") from error
+
+
+def _in_hub_cache(repo_id: str, revision: str | None) -> Path | None:
+    """Return the snapshot that the Hub's cache on this machine holds with its weights, asking nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    try:
+        weight_files(Path(config).parent)
+    except BaseError:
+        return None
+    return Path(config).parent

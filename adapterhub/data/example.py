@@ -1,0 +1,84 @@
+"""One record of data, whatever file it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record: its fields as read, and what was said about it.
+
+    `fields` holds everything but `id`, `weight`, `probs` and `source`. `where` ("train.jsonl:12") serves messages
+    only; it is no part of the example's identity.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    weight: float = 1.0
+    probs: Mapping[str, float] | None = None
+    source: str | None = None
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text to classify, or else the prompt, or else the last user turn; empty where there is none."""
+        for name in ("text", "prompt"):
+            if name in self.fields:
+                return str(self.fields[name])
+        turns = [turn["content"] for turn in self.prompt_messages or () if turn["role"] == "user"]
+        return turns[-1] if turns else ""
+
+    @property
+    def label(self) -> str | None:
+        """The gold label of a classification example."""
+        return self.fields.get("label")
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The gold labels of a multilabel example; an empty tuple says that none applies."""
+        labels = self.fields.get("labels")
+        return None if labels is None else tuple(labels)
+
+    @property
+    def prompt_messages(self) -> tuple[dict[str, str], ...] | None:
+        """The messages without a final assistant turn, which is the completion."""
+        messages = self.fields.get("messages")
+        return None if messages is None else open_turns(messages)
+
+    @property
+    def completion(self) -> str | None:
+        """The gold completion: the field, or the content of a final assistant message."""
+        if "completion" in self.fields:
+            return str(self.fields["completion"])
+        messages = self.fields.get("messages")
+        if messages and messages[-1]["role"] == "assistant":
+            return str(messages[-1]["content"])
+        return None
+
+
+def open_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], ...]:
+    """Return role and content of `messages` up to the turn to be written: a final assistant turn is left out."""
+    turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+    return tuple(turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns)
+
+
+def content_id(fields: Mapping[str, Any]) -> str:
+    """Return 16 hex digits of the sha256 over the canonical JSON of `fields` (sorted keys, no spaces, ASCII)."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
+
+
+def collect_labels(examples: Iterable[Example]) -> tuple[str, ...]:
+    """Return every label that `examples` carry, as gold or in `probs`, sorted and each once."""
+    found: set[str] = set()
+    for example in examples:
+        if example.label is not None:
+            found.add(example.label)
+        found.update(example.labels or ())
+        found.update(example.probs or ())
+    return tuple(sorted(found))

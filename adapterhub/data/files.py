@@ -1,0 +1,121 @@
+"""Examples from a file, a Hugging Face dataset or a stream of lines, checked row by row as they are read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from adapterhub.errors import DataError, FileMissing
+
+from .example import Example
+from .hf import PREFIX, read_dataset
+from .prompt import input_field
+from .readers import Record, parse_jsonl, parse_text, read_csv, read_jsonl, read_parquet, read_text
+from .rows import RowRules, to_example
+from .task import Kind
+
+_READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_examples(
+    path: str | Path, kind: Kind, *, labels: Collection[str] | None = None, labelled: bool = True
+) -> Iterator[Example]:
+    """Yield the examples of a .jsonl, .csv or .parquet file, or of `hf:NAME[:config][@split]`, as they are read.
+
+    With `labels`, any other label is refused. `labelled=False` reads input to predict on: gold answers may be
+    missing, and a .txt file gives one text a line. Raises FileMissing, DataError (naming file and line), UsageError
+    where an extra is not installed.
+    """
+    rules = RowRules(kind, labels, labelled)
+    return _examples(_open(path, rules), rules, _name(path))
+
+
+def read_stream(
+    lines: Iterable[bytes | str],
+    name: str,
+    kind: Kind,
+    *,
+    labels: Collection[str] | None = None,
+    labelled: bool = False,
+) -> Iterator[Example]:
+    """Yield the examples of `lines` (stdin, say), called `name` in messages.
+
+    Lines are JSONL where the first one that is not blank begins with a brace; else, for input to predict on, each is
+    a text. Raises DataError as read_examples does.
+    """
+    rules = RowRules(kind, labels, labelled)
+    stream = iter(lines)
+    head: list[bytes | str] = []
+    for line in stream:
+        head.append(line)
+        if line.strip():
+            break
+    whole = itertools.chain(head, stream)
+    plain = not labelled and bool(head) and not _begins_with_brace(head[-1])
+    records = _as_fields(parse_text(whole, name), kind) if plain else parse_jsonl(whole, name)
+    return _examples(records, rules, name)
+
+
+def _open(path: str | Path, rules: RowRules) -> Iterator[Record]:
+    name = _name(path)
+    if name.startswith(PREFIX):
+        return read_dataset(name)
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if not file.exists():
+        raise FileMissing(f"{name}: there is no such file")
+    if file.is_dir():
+        raise DataError(f"{name}: this is a folder; name a file in it")
+    if not os.access(file, os.R_OK):
+        raise DataError(f"{name}: the file may not be read; check its permissions")
+    if suffix == ".txt" and not rules.labelled:
+        return _as_fields(read_text(file), rules.kind)
+    if suffix not in _READERS:
+        text = "" if rules.labelled else ", .txt (one text a line)"
+        raise DataError(f"{name}: unknown kind of file {suffix!r}; expected .jsonl, .csv, .parquet{text} or hf:NAME")
+    return _READERS[suffix](file)
+
+
+def _name(path: str | Path) -> str:
+    return path if isinstance(path, str) else path.as_posix()
+
+
+def _as_fields(records: Iterable[Record], kind: Kind) -> Iterator[Record]:
+    return ((where, {input_field(kind): text}) for where, text in records)
+
+
+def _examples(records: Iterable[Record], rules: RowRules, name: str) -> Iterator[Example]:
+    places: dict[str, str] = {}
+    repeats: Counter[str] = Counter()
+    for where, record in records:
+        example = to_example(record, rules, where)
+        if example.id in places:
+            if record.get("id") is not None:
+                raise DataError(f"{where}: the id {example.id!r} is that of {places[example.id]}; ids are unique")
+            example = replace(example, id=_next_free(example.id, repeats, places))
+        places[example.id] = where
+        yield example
+    if not places:
+        raise DataError(f"{name}: the file is empty; there are no rows in it")
+
+
+def _next_free(identity: str, repeats: Counter[str], taken: Collection[str]) -> str:
+    """Return a numbered id for a row that is equal to an earlier one: the second gets -2."""
+    while True:
+        repeats[identity] += 1
+        numbered = f"{identity}-{repeats[identity] + 1}"
+        if numbered not in taken:
+            return numbered
+
+
+def _begins_with_brace(line: bytes | str) -> bool:
+    text = line if isinstance(line, str) else line.decode("utf-8", errors="replace")
+    return text.lstrip("\ufeff \t").startswith("{")

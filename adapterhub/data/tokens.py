@@ -1,0 +1,84 @@
+"""The one way text becomes token ids, so that a task is served exactly as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from adapterhub.errors import BaseError, InvalidRequest, PromptTooLong, UnsupportedRequest
+
+from .prompt import input_field, render_messages, render_text
+from .task import TaskSpec
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; those of transformers answer it."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a completion."""
+        ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, Any]:
+        """Return a mapping with `input_ids`."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Return the token ids of a conversation."""
+        ...
+
+
+def encode_input(tokenizer: Tokenizer, spec: TaskSpec, fields: Mapping[str, Any]) -> list[int]:
+    """Return the token ids the base reads before it answers.
+
+    Classification and plain generation: the rendered text with the tokenizer's own special tokens, no EOS added.
+    Chat generation: the messages through the task's chat template, up to where the answer begins. Raises
+    InvalidRequest where a field is missing or nothing is left to read, UnsupportedRequest where the chat template
+    refuses the messages.
+    """
+    if spec.kind == "generation" and spec.prompt.style == "chat":
+        ids = _chat_ids(tokenizer, spec, render_messages(spec.prompt, fields))
+    else:
+        text = render_text(spec.prompt, fields, input_field(spec.kind))
+        ids = [int(token) for token in tokenizer(text)["input_ids"]]
+    if not ids:
+        raise InvalidRequest("the text is empty; there is nothing to read", param=input_field(spec.kind))
+    return ids
+
+
+def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
+    """Return the ids of `completion` without special tokens, then EOS, so that a task learns to stop.
+
+    Raises BaseError for a base that has no EOS token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise BaseError("the base's tokenizer has no EOS token, so no completion could end; use a base that has one")
+    return [*(int(token) for token in tokenizer(completion, add_special_tokens=False)["input_ids"]), int(end)]
+
+
+def check_length(length: int | Sequence[int], spec: TaskSpec, where: str = "") -> None:
+    """Raise PromptTooLong where `length` tokens (a number, or the ids) are more than the task takes."""
+    count = length if isinstance(length, int) else len(length)
+    if count > spec.max_length:
+        place = f"{where}: " if where else ""
+        raise PromptTooLong(
+            f"{place}{count} tokens are more than the {spec.max_length} this task takes; shorten the text, "
+            "or train the task with a larger max_length"
+        )
+
+
+def _chat_ids(tokenizer: Tokenizer, spec: TaskSpec, messages: list[dict[str, str]]) -> list[int]:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages,
+            chat_template=spec.prompt.chat_template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+    except TemplateError as error:  # templates raise for roles they do not know
+        raise UnsupportedRequest(f"the base's chat template refuses the messages: {error}", param="messages") from error
+    return [int(token) for token in ids]

@@ -1,0 +1,74 @@
+"""From logits to tokens, each row by its own rules and random numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapterhub.errors import CorruptAdapter
+
+from .request import Event, FailedEvent, Row, Sampling, TokenEvent
+
+# Dividing by less would overflow; the draw would be the maximum anyway.
+GREEDY_BELOW = 1e-5
+
+
+def sample(logits: Tensor, rows: tuple[Row, ...]) -> list[Event]:
+    """Return one event a row for logits [rows, vocabulary]; a row with NaN or infinite logits fails alone."""
+    logits = logits.float()
+    finite = torch.isfinite(logits).all(dim=-1).tolist()
+    greedy = logits.argmax(dim=-1).tolist()
+    return [_event(logits[i], row, greedy[i]) if finite[i] else _broken(row) for i, row in enumerate(rows)]
+
+
+def _event(logits: Tensor, row: Row, greedy: int) -> TokenEvent:
+    sampling = row.request.sampling
+    assert sampling is not None
+    barred = sampling.stop_ids if len(row.output) < sampling.min_tokens else frozenset()
+    if barred:
+        logits = logits.clone()
+        logits[list(barred)] = float("-inf")
+        greedy = int(logits.argmax())
+    token = greedy if sampling.temperature < GREEDY_BELOW else _draw(logits, sampling, row.generator)
+    finish = None
+    if token in sampling.stop_ids and not sampling.ignore_eos:
+        finish = "stop"
+    elif len(row.output) + 1 >= sampling.max_tokens:
+        finish = "length"
+    logprob, top = _logprobs(logits, token, sampling.logprobs)
+    return TokenEvent(token, logprob, top, finish)
+
+
+def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Draw from the distribution after temperature, then top-k, then top-p (nucleus; Holtzman et al. 2020)."""
+    scaled = logits / sampling.temperature
+    if sampling.top_k == 0 and sampling.top_p >= 1.0:
+        return _pick(torch.softmax(scaled, dim=-1), generator)
+    order = torch.argsort(scaled, descending=True)
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    probs = torch.softmax(scaled[order], dim=-1)
+    # A token stays while the mass before it is below top_p, so at least the likeliest always stays.
+    kept = int(((probs.cumsum(0) - probs) < sampling.top_p).sum())
+    return int(order[_pick(probs[:kept], generator)])
+
+
+def _pick(weights: Tensor, generator: torch.Generator | None) -> int:
+    """Return an index drawn in proportion to `weights` [n], by inversion: one random number a token."""
+    mass = weights.double().cumsum(0)
+    point = torch.rand((), dtype=torch.float64, generator=generator) * mass[-1]
+    return min(int(torch.searchsorted(mass, point, right=True)), weights.shape[0] - 1)
+
+
+def _logprobs(logits: Tensor, token: int, count: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    if count is None:
+        return None, ()
+    scores = torch.log_softmax(logits, dim=-1)
+    values, ids = scores.topk(min(count, scores.shape[-1])) if count else (scores[:0], scores[:0])
+    top = tuple((int(i), float(v)) for i, v in zip(ids.tolist(), values.tolist(), strict=True))
+    return float(scores[token]), top
+
+
+def _broken(row: Row) -> FailedEvent:
+    name = row.request.adapter.digest if row.request.adapter else "the base"
+    return FailedEvent(CorruptAdapter(f"{name} produced NaN or infinite logits; its answer is withheld"))

@@ -1,0 +1,176 @@
+"""The only door to the Hugging Face Hub: files out, files in, and one table for what can go wrong.
+
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub, which reads most of
+them when it is first imported; that is why it is imported inside functions here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from .errors import AdapterHubError, Conflict, HubError, NotFound, UsageError
+
+# All that is ever fetched from an adapter repository; pickle files stay where they are.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "task.json", "card.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of a repository at one commit, in the Hub cache (where files are links: copy before checking them)."""
+
+    repo_id: str
+    commit: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit on a repository's main branch."""
+
+    repo_id: str
+    sha: str
+    url: str
+
+
+def download_snapshot(repo_id: str, revision: str | None = None, *, allow_patterns: Sequence[str]) -> Path:
+    """Fetch the files of a model repository that match `allow_patterns`; return the folder in the Hub cache.
+
+    Offline, or when the Hub is out of reach, what the cache holds is used. The folder's name is the commit.
+    Raises HubError, NotFound or UsageError.
+    """
+    hub = _client()
+    with _translated(repo_id):
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(allow_patterns)))
+
+
+def download_adapter(repo_id: str, revision: str | None = None) -> Snapshot:
+    """Fetch only the files an adapter is made of, `ADAPTER_FILES`; which of them exist is for the caller to see."""
+    path = download_snapshot(repo_id, revision, allow_patterns=ADAPTER_FILES)
+    return Snapshot(repo_id=repo_id, commit=path.name, path=path)
+
+
+def push_folder(
+    repo_id: str, files: Mapping[str, Path | bytes], *, private: bool, message: str, parent: str | None = None
+) -> Commit:
+    """Write `files` (path in the repository → file or content) as one commit, creating the repository if it is missing.
+
+    The commit is refused with Conflict when the branch no longer stands at `parent` (None: where it stood when the push
+    began). Unchanged files make no commit; the current one is returned. With `private`, a repository that is already
+    public is refused.
+    """
+    check_repo_id(repo_id)
+    hub = _client()
+    api = hub.HfApi(library_name="adapterhub")
+    with _translated(repo_id):
+        api.create_repo(repo_id, private=True if private else None, exist_ok=True)
+        info = api.model_info(repo_id)
+        if private and not info.private:
+            raise HubError(f"{repo_id!r} exists and is public; choose another name, or push without --private")
+        operations = [hub.CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent or info.sha)
+        return Commit(repo_id=repo_id, sha=done.oid, url=done.commit_url)
+
+
+def check_repo_id(repo_id: str) -> str:
+    """Return `repo_id` if it is ORG/NAME as the Hub allows; raises UsageError."""
+    if repo_id.count("/") != 1:
+        raise UsageError(f"{repo_id!r} is not a Hub repository: write ORG/NAME")
+    _client()
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    with _translated(repo_id):
+        validate_repo_id(repo_id)
+    return repo_id
+
+
+def _client() -> ModuleType:
+    # Plain LFS uploads go through proxies and mirrors of the Hub; Xet talks to further hosts of its own.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    import huggingface_hub
+
+    return huggingface_hub
+
+
+# Foreign errors, by class name, so that the table needs neither huggingface_hub nor its HTTP library loaded (which
+# differs by version). The first name found along an error's classes decides.
+_LOGIN = "set HF_TOKEN or run `hf auth login`"
+_RULES: Mapping[str, tuple[type[AdapterHubError], str]] = {
+    "GatedRepoError": (HubError, f"{{repo}} is gated: ask for access on its page, then {_LOGIN}"),
+    "DisabledRepoError": (HubError, "{repo} was disabled by its owner or by the Hub"),
+    "RepositoryNotFoundError": (NotFound, f"there is no {{repo}} on {{endpoint}}; if it is private, {_LOGIN}"),
+    "RevisionNotFoundError": (NotFound, "{repo} has no such revision; name a branch, a tag or a commit of it"),
+    "EntryNotFoundError": (NotFound, "a file is missing from {repo}: {detail}"),
+    "LocalEntryNotFoundError": (HubError, "{repo} is not in the local cache and the Hub could not be asked: {detail}"),
+    "BadRequestError": (HubError, "the Hub refused the request for {repo}: {detail}"),
+    "OfflineModeIsEnabled": (HubError, "{repo} is not in the local cache and HF_HUB_OFFLINE is set; unset it to fetch"),
+    "LocalTokenNotFoundError": (HubError, f"{{repo}} needs a token: {_LOGIN}"),
+    "HFValidationError": (UsageError, "{repo} is not a Hub repository: {detail}"),
+    "FileMetadataError": (HubError, "{endpoint} does not answer like a Hub; check HF_ENDPOINT and proxies: {detail}"),
+    "XetDownloadError": (HubError, "a download from {repo} broke off: {detail}; try again"),
+    "ProxyError": (HubError, "the proxy refused the way to {endpoint}: {detail}; check HTTPS_PROXY"),
+    "TimeoutException": (HubError, "{endpoint} did not answer in time; try again later"),
+    "ConnectError": (HubError, "{endpoint} could not be reached: {detail}; check the network and HF_ENDPOINT"),
+    "HTTPError": (HubError, "the exchange with {endpoint} failed: {detail}"),
+    "ValueError": (HubError, "{endpoint} answered something unexpected about {repo}: {detail}"),
+    "OSError": (HubError, "the Hub cache cannot be used: {detail}; HF_HOME names its folder"),
+}
+# What is told apart by status where the class is the general one.
+_STATUS_RULES: Mapping[int, tuple[type[AdapterHubError], str]] = {
+    401: (HubError, f"{{endpoint}} wants a valid token for {{repo}}: {_LOGIN}"),
+    403: (
+        HubError,
+        f"the token may not do this with {{repo}}: {{detail}}; with one that may, {_LOGIN}",
+    ),
+    404: (NotFound, f"there is no {{repo}} on {{endpoint}}; if it is private, {_LOGIN}"),
+    409: (Conflict, "{repo} is being changed by someone else: {detail}; try again"),
+    412: (Conflict, "someone else committed to {repo} meanwhile; look at it, then push again"),
+    413: (HubError, "the Hub finds the upload to {repo} too large: {detail}"),
+    429: (HubError, "{endpoint} says there were too many requests; try again later"),
+}
+# Wrappers: what happened is in their cause.
+_WRAPPERS = frozenset({"RuntimeError", "ValueError", "LocalEntryNotFoundError", "IncompleteSnapshotError"})
+
+
+def translate(error: BaseException, repo_id: str) -> AdapterHubError | None:
+    """Return our error for a foreign one raised while dealing with `repo_id`; None where it is none of the Hub's."""
+    while type(error).__name__ in _WRAPPERS and _rule(error.__cause__) is not None:
+        assert error.__cause__ is not None
+        error = error.__cause__
+    rule = _rule(error)
+    if rule is None:
+        return None
+    kind, text = rule
+    detail = getattr(error, "server_message", None) or str(error)
+    return kind(text.format(repo=repr(repo_id), endpoint=_endpoint(), detail=" ".join(detail.split())))
+
+
+def _rule(error: BaseException | None) -> tuple[type[AdapterHubError], str] | None:
+    if error is None:
+        return None
+    names = [cls.__name__ for cls in type(error).__mro__]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if names[0] == "HfHubHTTPError" and isinstance(status, int) and status in _STATUS_RULES:
+        return _STATUS_RULES[status]
+    return next((_RULES[name] for name in names if name in _RULES), None)
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+@contextmanager
+def _translated(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except AdapterHubError:
+        raise
+    except Exception as error:
+        ours = translate(error, repo_id)
+        if ours is None:
+            raise
+        raise ours from error

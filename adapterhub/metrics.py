@@ -1,0 +1,213 @@
+"""How good answers are: accuracy, F1 and exact match, each with a 95% interval.
+
+Accuracy and exact match are proportions and get the score interval of Wilson, "Probable inference, the law of
+succession, and statistical inference", JASA 22 (1927). F1 is no mean over rows, so it gets the percentile bootstrap of
+Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979): rows drawn with replacement
+1,000 times from a fixed seed, so that equal inputs give equal intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Kind = Literal["classification", "multilabel", "generation"]
+RESAMPLES = 1000
+_SEED = 20_260_101
+_Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
+_CHUNK_CELLS = 4_000_000  # bounds the memory of one block of resamples
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value from 0 to 1 with its 95% interval, which always contains it."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_record(self) -> dict[str, float]:
+        """Return value, low and high, ready for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def evaluate(
+    kind: Kind, gold: Sequence[Any], predicted: Sequence[Any], labels: Sequence[str] = ()
+) -> dict[str, Metric]:
+    """Return the metrics of a kind of task.
+
+    `gold` and `predicted` hold labels for classification (accuracy, macro_f1), collections of labels for multilabel
+    (micro_f1, macro_f1), completions for generation (exact_match, and field_f1 where every gold one is a JSON object).
+    """
+    if kind == "classification":
+        return {"accuracy": accuracy(gold, predicted), "macro_f1": macro_f1(gold, predicted, labels)}
+    if kind == "multilabel":
+        return multilabel_f1(gold, predicted, labels)
+    metrics = {"exact_match": exact_match(gold, predicted)}
+    if all(isinstance(_parsed(text), dict) for text in gold):
+        metrics["field_f1"] = field_f1(gold, predicted)
+    return metrics
+
+
+def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> Metric:
+    """Return the share of rows whose prediction equals the gold label."""
+    _check_rows(gold, predicted)
+    return _proportion(sum(want == got for want, got in zip(gold, predicted, strict=True)), len(gold))
+
+
+def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
+    """Return the share of completions that equal the gold one, spaces around them aside.
+
+    Where both are JSON objects or arrays they are compared as values: the order of keys and spacing do not matter.
+    """
+    _check_rows(gold, predicted)
+    return _proportion(sum(map(_matches, gold, predicted)), len(gold))
+
+
+def macro_f1(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = ()) -> Metric:
+    """Return the mean F1 of the labels that occur in `gold` or `predicted`, each counting the same.
+
+    `labels` fixes which names may count; empty means all that occur.
+    """
+    return multilabel_f1([{label} for label in gold], [{label} for label in predicted], labels)["macro_f1"]
+
+
+def multilabel_f1(
+    gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str] = ()
+) -> dict[str, Metric]:
+    """Return micro_f1 (over all decisions) and macro_f1 (mean over labels) of sets of labels.
+
+    A label that occurs in neither `gold` nor `predicted` says nothing and is left out of the mean, in each resample
+    too. Where no label occurs at all every decision was right, and F1 is 1.
+    """
+    import numpy as np
+
+    _check_rows(gold, predicted)
+    names = sorted(set(labels) or {label for row in (*gold, *predicted) for label in row})
+    want, got = _indicators(gold, names), _indicators(predicted, names)
+    hits, support = (want * got).astype(np.float32), (want + got).astype(np.float32)  # [rows, labels]
+    micro, macro = _both_f1(hits.sum(0)[None], support.sum(0)[None])
+    boots = [_both_f1(weights @ hits, weights @ support) for weights in _resamples(len(gold))]
+    return {
+        "micro_f1": _with_interval(float(micro[0]), np.concatenate([boot[0] for boot in boots])),
+        "macro_f1": _with_interval(float(macro[0]), np.concatenate([boot[1] for boot in boots])),
+    }
+
+
+def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
+    """Return micro F1 over the (field, value) pairs of completions that are JSON objects.
+
+    Whatever is predicted that is not a JSON object has no pairs. Values are compared as JSON.
+    """
+    import numpy as np
+
+    _check_rows(gold, predicted)
+    want, got = [_pairs(text) for text in gold], [_pairs(text) for text in predicted]
+    hits = np.array([len(a & b) for a, b in zip(want, got, strict=True)], np.float32)[:, None]  # [rows, 1]
+    support = np.array([len(a) + len(b) for a, b in zip(want, got, strict=True)], np.float32)[:, None]
+    value, _ = _both_f1(hits.sum(0)[None], support.sum(0)[None])
+    boots = [_both_f1(weights @ hits, weights @ support)[0] for weights in _resamples(len(gold))]
+    return _with_interval(float(value[0]), np.concatenate(boots))
+
+
+def _check_rows(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
+    if len(gold) != len(predicted) or not gold:
+        raise ValueError(f"{len(gold)} gold answers and {len(predicted)} predictions; expected as many, and some")
+
+
+def _proportion(successes: int, rows: int) -> Metric:
+    """Wilson's score interval."""
+    share = successes / rows
+    center = share + _Z95**2 / (2 * rows)
+    spread = _Z95 * math.sqrt(share * (1 - share) / rows + _Z95**2 / (4 * rows**2))
+    scale = 1 + _Z95**2 / rows
+    return Metric(
+        share, min(share, max(0.0, (center - spread) / scale)), max(share, min(1.0, (center + spread) / scale))
+    )
+
+
+def _with_interval(value: float, boots: NDArray[np.floating[Any]]) -> Metric:
+    """Percentile interval; widened to hold the value, which lies outside where few rows make the bootstrap biased."""
+    import numpy as np
+
+    low, high = (float(bound) for bound in np.quantile(boots, [0.025, 0.975]))
+    return Metric(value, min(low, value), max(high, value))
+
+
+def _both_f1(
+    hits: NDArray[np.floating[Any]], support: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Micro and macro F1 = 2·hits / (gold + predicted) of counts [resamples, labels]; both [resamples]."""
+    import numpy as np
+
+    total = support.sum(1)
+    micro = np.where(total > 0, 2 * hits.sum(1) / np.maximum(total, 1), 1.0)
+    occurring = (support > 0).sum(1)
+    each = 2 * hits / np.maximum(support, 1)
+    macro = np.where(occurring > 0, each.sum(1) / np.maximum(occurring, 1), 1.0)
+    return micro, macro
+
+
+def _resamples(rows: int) -> Iterator[NDArray[np.float32]]:
+    """Yield blocks of how often each row was drawn, [resamples of this block, rows]; RESAMPLES in all.
+
+    As float32, so that counting a resample's hits and support is one matrix product; exact below 2**24 rows.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(_SEED)
+    block = max(1, _CHUNK_CELLS // rows)
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        drawn = generator.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float32)
+
+
+def _indicators(rows: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.int8]:
+    """[rows, labels] of 0 and 1; names that are not among `names` are left out."""
+    import numpy as np
+
+    column = {name: index for index, name in enumerate(names)}
+    table = np.zeros((len(rows), len(names)), np.int8)
+    for index, row in enumerate(rows):
+        table[index, [column[name] for name in row if name in column]] = 1
+    return table
+
+
+def _parsed(text: str | None) -> Any:
+    """Return the JSON value of a completion, or None where it is not JSON. 1.0 is 1, as in JavaScript."""
+    try:
+        return json.loads(text or "", parse_float=_number)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(digits: str) -> int | float:
+    value = float(digits)
+    return int(value) if value.is_integer() else value
+
+
+def _matches(gold: str, predicted: str | None) -> bool:
+    if predicted is None:
+        return False
+    if gold.strip() == predicted.strip():
+        return True
+    want = _parsed(gold)
+    return isinstance(want, (dict, list)) and _canonical(want) == _canonical(_parsed(predicted))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _pairs(text: str | None) -> Counter[tuple[str, str]]:
+    value = _parsed(text)
+    return Counter((name, _canonical(inner)) for name, inner in value.items()) if isinstance(value, dict) else Counter()

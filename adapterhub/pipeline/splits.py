@@ -1,0 +1,63 @@
+"""The examples of a recipe: which rows train, which validate, which test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.data.example import Example, collect_labels
+from adapterhub.data.files import read_examples
+from adapterhub.data.split import hold_out
+from adapterhub.recipe import Recipe
+from adapterhub.registry.provenance import split_record
+
+# The fraction of train that validates where a recipe names no validation split.
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples a split, where each came from, and all labels in order.
+
+    `held_out` says in words that validation was taken from train, and is empty where it has a file of its own.
+    """
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    labels: tuple[str, ...]
+    sources: dict[str, str]
+    held_out: str = ""
+
+    @property
+    def measured(self) -> tuple[str, Sequence[Example]]:
+        """The split that final metrics are measured on, test if there is one, and its rows."""
+        return ("test", self.test) if self.test else ("validation", self.validation)
+
+    def to_record(self) -> dict[str, dict[str, Any]]:
+        """Return name, rows and hash of each split, for the card."""
+        rows = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split_record(source, (e.id for e in rows[name])) for name, source in self.sources.items()}
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """Read all that `data` of a recipe names; without validation, hold rows of train out by the recipe's seed.
+
+    Labels are the recipe's, else those of train. Raises FileMissing or DataError, the latter also for a label in
+    another split that is not among them.
+    """
+    labels = recipe.labels
+    train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
+    if labels is None:
+        labels = collect_labels(train) if recipe.kind != "generation" else ()
+    read = {
+        name: list(read_examples(recipe.resolve(source), recipe.kind, labels=labels or None))
+        for name, source in recipe.data.splits()
+        if name != "train"
+    }
+    sources, held_out = dict(recipe.data.splits()), ""
+    if "validation" not in read:
+        train, read["validation"] = hold_out(train, HELD_OUT, recipe.training.seed)
+        sources["validation"], held_out = recipe.data.train, "held out of train"
+    return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out)

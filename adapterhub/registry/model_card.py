@@ -1,0 +1,163 @@
+"""README.md of a version: a Hugging Face Hub model card made from its card and task rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from ..data.task import TaskSpec
+from .card import Card
+from .snippet import peft_snippet
+
+_METRICS = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "macro_f1": ("f1", "Macro F1"),
+    "micro_f1": ("f1", "Micro F1"),
+    "exact_match": ("exact_match", "Exact match"),
+    "field_f1": ("f1", "Field F1"),
+}
+_JOBS = {
+    "classification": "gives a text one of its labels",
+    "multilabel": "gives a text any number of its labels",
+    "generation": "answers a prompt with a text",
+}
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def model_card(card: Card, spec: TaskSpec) -> str:
+    """Return the whole README.md: YAML front matter as the Hub reads it, then text for people."""
+    front = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True, width=1000)
+    sections = (_about(card), _metrics(card), _weights(card), _use(card, spec), _training(card))
+    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def front_matter(card: Card) -> dict[str, Any]:
+    """Return the metadata the Hub reads, without keys that have nothing to say."""
+    base = str(card.base["public_id"])
+    on_hub = not base.startswith("local/")
+    front: dict[str, Any] = {}
+    if on_hub:  # The Hub refuses a base_model it cannot look up.
+        front |= {"base_model": base, "base_model_relation": "adapter"}
+    front["library_name"] = "peft"
+    front["pipeline_tag"] = pipeline_tag(card)
+    front["tags"] = [*([f"base_model:adapter:{base}"] if on_hub else []), "lora", "transformers", "adapterhub"]
+    front |= {key: list(values) for key, values in (("language", card.language), ("datasets", card.datasets)) if values}
+    front |= _license(card.license)
+    if card.metrics:
+        front["model-index"] = [{"name": card.task, "results": [_result(card)]}]
+    return front
+
+
+def pipeline_tag(card: Card) -> str:
+    """Return the Hub's name for what the task does."""
+    return "text-generation" if card.kind == "generation" else "text-classification"
+
+
+def _license(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    if _LICENSE.fullmatch(name.lower()):
+        return {"license": name.lower()}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "other"}
+
+
+def _result(card: Card) -> dict[str, Any]:
+    dataset: dict[str, Any] = {"name": card.datasets[0] if card.datasets else f"{card.task} held-out data"}
+    dataset["type"] = card.datasets[0] if card.datasets else "custom"
+    if card.measured_on is not None:
+        dataset["split"] = card.measured_on
+    metrics = []
+    for name, metric in card.metrics.items():
+        kind, title = _METRICS.get(name, (name, name))
+        metrics.append({"type": kind, "value": metric["value"], "name": title})
+    return {"task": {"type": pipeline_tag(card)}, "dataset": dataset, "metrics": metrics}
+
+
+def _about(card: Card) -> str:
+    lines = [f"# {_text(card.task)}", ""]
+    if card.description:
+        lines += [card.description.strip(), ""]
+    lines += [f"A LoRA adapter that {_JOBS.get(card.kind, 'does one task')}, on a frozen base model."]
+    if card.labels:
+        lines += ["", f"Labels, in the order of the logits: {', '.join(_code(label) for label in card.labels)}."]
+    return "\n".join(lines)
+
+
+def _metrics(card: Card) -> str:
+    if not card.metrics:
+        return ""
+    split = card.data.get(card.measured_on or "", {})
+    rows = f" ({split['rows']} rows)" if "rows" in split else ""
+    where = f"the {card.measured_on} split{rows}" if card.measured_on else "held-out data"
+    lines = [f"## Metrics\n\nMeasured on {where}, with 95% intervals.\n", "| metric | value | low | high |", "|---|---|---|---|"]
+    for name, metric in card.metrics.items():
+        numbers = " | ".join(f"{metric[key]:.4f}" for key in ("value", "low", "high"))
+        lines.append(f"| {_text(_METRICS.get(name, (name, name))[1])} | {numbers} |")
+    return "\n".join(lines)
+
+
+def _weights(card: Card) -> str:
+    base = card.base
+    name, public_id = str(base["name"]), str(base["public_id"])
+    lines = ["## Trained on", "", f"Base {_code(name)}, whose weights have the fingerprint {_code(base['fingerprint'])}."]
+    if base.get("derived_from"):
+        lines.append(
+            f"They derive from {_code(base['derived_from'])} and are not the same bytes: on other weights the answers "
+            "differ a little, and so may the metrics."
+        )
+    if public_id.startswith("local/"):
+        lines.append("That base is a folder of its maker's and has no public home; the adapter needs exactly those weights.")
+    else:
+        lines.append(f"`adapterhub base pull {name}` gets exactly those weights.")
+    return "\n".join(lines)
+
+
+def _use(card: Card, spec: TaskSpec) -> str:
+    question = "" if card.kind == "generation" else ' "A text to classify"'
+    prompt = ' "A prompt"' if card.kind == "generation" else question
+    ours = f"adapterhub pull ORG/NAME --as {card.task}\nadapterhub predict {card.task}{prompt}"
+    return (
+        "## Use\n\nWith adapterhub, which serves many such adapters on one base at once:\n\n"
+        f"```sh\n{ours}\n```\n\n"
+        "With plain PEFT, where `folder` is a downloaded copy of this one or the name of its Hub repository:\n\n"
+        f"```python\n{peft_snippet(card, spec)}```"
+    )
+
+
+def _training(card: Card) -> str:
+    rows = [*_training_rows(card)]
+    if not rows:
+        return ""
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _training_rows(card: Card) -> Iterator[tuple[str, str]]:
+    for split, part in card.data.items():
+        yield f"{_text(split)} data", f"{_code(part.get('name', ''))}, {part.get('rows', '?')} rows"
+    for key in ("lora", "training"):
+        if card.recipe.get(key):
+            yield key, _code(json.dumps(card.recipe[key], sort_keys=True, ensure_ascii=False, default=str))
+    for key, value in card.training.items():
+        yield _text(key), _code(value)
+    if card.packages:
+        yield "packages", _code(", ".join(f"{name} {version}" for name, version in card.packages.items()))
+    if card.git_commit:
+        yield "commit", _code(card.git_commit)
+    yield "digest", _code(card.digest)
+
+
+def _text(value: Any) -> str:
+    """Return `value` as one line that Markdown and a table leave alone."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: Any) -> str:
+    """Return `value` as inline code on one line, whatever it holds."""
+    line = " ".join(str(value).split()).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"

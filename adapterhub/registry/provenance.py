@@ -1,0 +1,40 @@
+"""Where a version came from: the parts of a card that are read off the surroundings, and nothing of the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("adapterhub", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
+
+
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return name → installed version, without those that are not installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit checked out at `folder`, or None where there is no git or no commit."""
+    command = ["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def split_record(source: str, ids: Iterable[str]) -> dict[str, object]:
+    """Return what a card says of one split: name (no path), rows, and a sha256 of its ids that order does not change."""
+    ordered = sorted(ids)
+    name = source if source.startswith("hf:") else Path(source).name
+    digest = hashlib.sha256("".join(f"{each}\n" for each in ordered).encode("utf-8")).hexdigest()
+    return {"name": name, "rows": len(ordered), "sha256": digest}

@@ -1,0 +1,181 @@
+"""The registry: immutable numbered versions of adapters in plain folders, readable without this program.
+
+Writing takes one lock a task and changes what readers see in one step, the replacement of `index.json`. Reading takes
+no lock and writes nothing, so a registry may lie on a read-only disk.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..data.task import TaskSpec
+from ..errors import AdapterHubError, BaseMismatch, RefNotFound, UnsafeAdapter, UsageError
+from .bundle import TASK_FILE, folder_name, read_text
+from .card import Card
+from .disk import TEMPORARY, explained, locked, replace_file
+from .find import choose, offer
+from .index import INDEX_FILE, Entry, Index
+from .publish import Candidate, put
+from .ref import Ref, check_alias_name, check_task_name, is_task_name, parse_ref
+from .verify import Problem, unfinished, verify_task, verify_version
+from .version import Published, Version
+
+
+class Registry:
+    """A folder of tasks, each a folder of versions."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at `root`; it is created by the first publish."""
+        self.root = Path(root)
+
+    @staticmethod
+    def locate(option: Path | None = None) -> Path:
+        """Return the registry folder: `option`, else $ADAPTERHUB_REGISTRY, else ./registry if it exists, else the user's."""
+        if option is not None:
+            return option
+        if named := os.environ.get("ADAPTERHUB_REGISTRY"):
+            return Path(named).expanduser()
+        here = Path("registry")
+        if here.is_dir():
+            return here
+        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        return Path(data).expanduser() / "adapterhub" / "registry"
+
+    # Reading
+
+    def tasks(self) -> list[str]:
+        """Return the names of all tasks, sorted; raises RefNotFound where there is no registry."""
+        if not self.root.is_dir():
+            raise RefNotFound(
+                f"there is no registry at {str(self.root)!r}; name another with --registry, or publish there first"
+            )
+        found = (each for each in self.root.iterdir() if is_task_name(each.name) and not each.is_symlink())
+        return sorted(each.name for each in found if (each / INDEX_FILE).is_file())
+
+    def versions(self, task: str) -> list[Version]:
+        """Return a task's versions, oldest first; raises RefNotFound and CorruptAdapter."""
+        index = self._index(task)
+        return [self._version(index, entry) for entry in index.versions]
+
+    def all_versions(self) -> list[Version]:
+        """Return every version of every task."""
+        return [version for task in self.tasks() for version in self.versions(task)]
+
+    def resolve(self, ref: str | Ref) -> Version:
+        """Return the version a ref means now; raises RefNotFound, which lists close names."""
+        if isinstance(ref, str):
+            ref = self._parse(ref)
+        index = self._index(ref.task)
+        return self._version(index, choose(index, ref))
+
+    def verify(self, ref: str | Ref | None = None) -> list[Problem]:
+        """Hash everything again, of one version or of all; returns what is wrong, and notes."""
+        if ref is not None:
+            return list(verify_version(self.resolve(ref)))
+        self.tasks()
+        return [problem for folder in sorted(self.root.iterdir()) for problem in self._verify_folder(folder)]
+
+    # Writing
+
+    def check_base(self, task: str, fingerprint: str) -> None:
+        """Raise BaseMismatch if `task` is bound to another base: worth asking before an hour of training."""
+        index = self._read_index(check_task_name(task))
+        if index is not None and index.base_fingerprint != fingerprint:
+            raise BaseMismatch(
+                f"task {task!r} is bound to base {index.base!r} ({index.base_fingerprint}), and this adapter is for a base "
+                f"with fingerprint {fingerprint}; publish it as another task, or train it on {index.base!r}"
+            )
+
+    def publish(self, task: str, folder: Path, card: Card) -> Published:
+        """Make the adapter in `folder` (its three digest files) a version of `task`, and return it.
+
+        A digest that is there already keeps its version and card. When this returns, the version is on the disk; if it
+        is stopped before, the registry is as it was. Raises BaseMismatch, Conflict, CorruptAdapter, UnsafeAdapter,
+        FileMissing, UsageError, Overloaded, and AdapterHubError where the disk refuses.
+        """
+        check_task_name(task)
+        folder, card = Path(folder), card.public()
+        spec = TaskSpec.from_json(read_text(folder / TASK_FILE))
+        if card.base["fingerprint"] != spec.base_fingerprint:
+            raise BaseMismatch(
+                f"the card of {str(folder)!r} names base {card.base['fingerprint']}, its task.json "
+                f"{spec.base_fingerprint}; both must name the base the adapter was trained on"
+            )
+        with explained(f"publish to task {task!r} in {str(self.root)!r}"), locked(self.root, task):
+            self.check_base(task, spec.base_fingerprint)
+            outcome = put(self.root, self._read_index(task), Candidate(task, folder, card, spec))
+        version = self._version(outcome.index, outcome.entry)
+        return Published(**vars(version), created=outcome.created)
+
+    def alias(self, task: str, alias: str, ref: str | Ref | None) -> Version | None:
+        """Point `alias` at the version `ref` means now and return that version; None removes the alias.
+
+        Raises RefNotFound, NameTaken for a reserved name, UsageError for a bad name or a ref of another task.
+        """
+        check_alias_name(alias)
+        self._index(task)
+        with explained(f"set alias {alias!r} of task {task!r}"), locked(self.root, task):
+            index = self._index(task)
+            if ref is None:
+                if alias not in index.aliases:
+                    raise RefNotFound(f"task {task!r} has no alias {alias!r}; {offer(alias, index.aliases)}")
+                target = None
+            else:
+                target = self.resolve(ref)
+                if target.task != task:
+                    raise UsageError(f"{str(ref)!r} is no version of {task!r}; write {task}@NUMBER")
+            changed = index.with_alias(alias, target.version if target else None)
+            replace_file(self.root / task / INDEX_FILE, changed.to_json())
+        return self.resolve(Ref(task, version=target.version)) if target else None
+
+    # Inside
+
+    def _read_index(self, task: str) -> Index | None:
+        """Return a task's index, None where there is none; `task` is checked before it becomes a path."""
+        folder = self.root / check_task_name(task)
+        path = folder / INDEX_FILE
+        if folder.is_symlink() or path.is_symlink():
+            raise UnsafeAdapter(f"task {task!r} in {str(self.root)!r} is a symbolic link; a registry holds plain folders")
+        if not path.is_file():
+            return None
+        return Index.from_json(read_text(path), task)
+
+    def _index(self, task: str) -> Index:
+        index = self._read_index(task)
+        if index is None:
+            raise RefNotFound(f"no task {task!r} in {str(self.root)!r}; {offer(task, self.tasks())}")
+        return index
+
+    def _parse(self, text: str) -> Ref:
+        try:
+            return parse_ref(text)
+        except RefNotFound as error:
+            raise RefNotFound(f"{error}; {offer(text.partition('@')[0].lower(), self.tasks())}") from error
+
+    def _version(self, index: Index, entry: Entry) -> Version:
+        return Version(
+            task=index.task,
+            version=entry.version,
+            digest=entry.digest,
+            path=self.root / index.task / folder_name(entry.digest),
+            aliases=index.aliases_of(entry.version),
+            created_at=entry.created_at,
+            base=index.base,
+            base_fingerprint=index.base_fingerprint,
+            card_sha256=entry.card_sha256,
+        )
+
+    def _verify_folder(self, folder: Path) -> list[Problem]:
+        """Return what is wrong with whatever lies at `folder` in the root."""
+        if folder.name.startswith(TEMPORARY):
+            return [unfinished(folder)]
+        if folder.name.startswith(".") or (folder.is_file() and not folder.is_symlink()):
+            return []
+        try:
+            index = self._read_index(folder.name)
+        except AdapterHubError as error:
+            return [Problem(folder.name, str(error))]
+        if index is None:
+            return [Problem(folder.name, f"holds no {INDEX_FILE}; restore it, or move the folder away")]
+        return list(verify_task(folder, index, [self._version(index, entry) for entry in index.versions]))

@@ -1,0 +1,173 @@
+"""Chunks of generations as OpenAI's answers: whole ones, and the events of a stream."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapterhub.runtime.stream import Chunk, TokenLogprob
+
+from .wire import event
+
+
+@dataclass
+class Choice:
+    """What has come of one generation so far; `characters` is the length of its tokens' text, where that is told."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    characters: int = 0
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in the next chunk."""
+        self.texts.append(chunk.text)
+        self.logprobs.extend(chunk.logprobs or ())
+        self.characters += sum(len(token.token) for token in chunk.logprobs or ())
+        self.finish_reason = chunk.finish_reason
+        self.prompt_tokens = chunk.prompt_tokens
+        self.completion_tokens = chunk.completion_tokens
+
+
+class Answer(ABC):
+    """One request's answer, gathered over its choices; subclasses give it the form of a route."""
+
+    prefix: str
+    object: str
+    chunk_object: str
+
+    def __init__(self, model: str, fingerprint: str | None, choices: int, *, logprobs: bool) -> None:
+        self.choices = [Choice() for _ in range(choices)]
+        self.logprobs = logprobs
+        self._head = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+
+    def usage(self) -> dict[str, int]:
+        """Return the exact counts of tokens over all choices."""
+        prompt = sum(choice.prompt_tokens for choice in self.choices)
+        completion = sum(choice.completion_tokens for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer when every choice has finished."""
+        choices = [self._whole_choice(index, choice) for index, choice in enumerate(self.choices)]
+        return {**self._head, "object": self.object, "choices": choices, "usage": self.usage()}
+
+    def opening(self, *, include_usage: bool) -> bytes:
+        """Return the events before the first token."""
+        return b"".join(self._event(choice, include_usage) for choice in self._opening_choices())
+
+    def events(self, index: int, chunk: Chunk, *, include_usage: bool) -> bytes:
+        """Take in a chunk and return the events that tell of it."""
+        offset = self.choices[index].characters
+        self.choices[index].add(chunk)
+        return b"".join(self._event(choice, include_usage) for choice in self._chunk_choices(index, chunk, offset))
+
+    def closing(self) -> bytes:
+        """Return the event of usage."""
+        return event({**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage()})
+
+    def _event(self, choice: dict[str, Any], include_usage: bool) -> bytes:
+        # A stream that will end with usage says `null` before, as OpenAI's does.
+        extra = {"usage": None} if include_usage else {}
+        return event({**self._head, "object": self.chunk_object, "choices": [choice], **extra})
+
+    @abstractmethod
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _opening_choices(self) -> Iterable[dict[str, Any]]: ...
+
+    @abstractmethod
+    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]: ...
+
+
+class CompletionAnswer(Answer):
+    """`text_completion`."""
+
+    prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[TokenLogprob] | None, reason: str | None, offset: int = 0
+    ) -> dict[str, Any]:
+        logprobs = completion_logprobs(tokens or (), offset) if self.logprobs else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        return self._choice(index, "".join(choice.texts), choice.logprobs, choice.finish_reason)
+
+    def _opening_choices(self) -> Iterable[dict[str, Any]]:
+        return ()
+
+    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]:
+        if chunk.text or chunk.logprobs or chunk.finish_reason:
+            yield self._choice(index, chunk.text, chunk.logprobs, chunk.finish_reason, offset)
+
+
+class ChatAnswer(Answer):
+    """`chat.completion`, and its chunks of deltas."""
+
+    prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        return {"content": [chat_logprob(token) for token in tokens or ()], "refusal": None} if self.logprobs else None
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
+        logprobs = self._logprobs(choice.logprobs)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+
+    def _opening_choices(self) -> Iterable[dict[str, Any]]:
+        for index in range(len(self.choices)):
+            yield self._delta(index, {"role": "assistant", "content": ""})
+
+    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]:
+        if chunk.text or chunk.logprobs:
+            yield self._delta(index, {"content": chunk.text}, logprobs=self._logprobs(chunk.logprobs))
+        if chunk.finish_reason:
+            yield self._delta(index, {}, reason=chunk.finish_reason)
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], *, logprobs: dict[str, Any] | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+def finite(logprob: float) -> float:
+    """Return the log-probability, with OpenAI's -9999 for a token that was ruled out: JSON has no infinity."""
+    return max(logprob, -9999.0)
+
+
+def chat_logprob(token: TokenLogprob) -> dict[str, Any]:
+    """Return one token in chat's form."""
+    top = [{"token": text, "logprob": finite(logprob), "bytes": list(text.encode())} for text, _, logprob in token.top]
+    own = {"token": token.token, "logprob": finite(token.logprob), "bytes": list(token.token.encode())}
+    return {**own, "top_logprobs": top}
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    """Return tokens in the completions' form; `text_offset` counts characters from the completion's start."""
+    offsets, tops = [], []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.token)
+        top: dict[str, float] = {}
+        for text, _, logprob in token.top:
+            top.setdefault(text, finite(logprob))  # tokens that are parts of a character share one text; the likeliest stands
+        tops.append(top)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [finite(token.logprob) for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }

@@ -1,0 +1,44 @@
+"""`/v1/classify`: labels with probabilities for one text or many."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub.runtime.prediction import Prediction
+
+from .lookup import find_for, record_of
+from .schemas import ClassifyBody
+from .service import Service
+from .stream import ClientGone, while_connected
+from .wire import Json
+
+
+async def classify(service: Service, request: Request, body: ClassifyBody) -> Response:
+    """Answer `/v1/classify`: one entry an input, in order."""
+    record = record_of(request)
+    target = await find_for(service, record, body.model, "classify")
+    work = service.classify(partial(service.require_hub().classify, target, body.input))
+    try:
+        predictions = await while_connected(request.receive, work)
+    except ClientGone:
+        record.gone = True
+        raise
+    tokens = record.prompt_tokens = sum(prediction.prompt_tokens for prediction in predictions)
+    return Json(
+        {
+            "object": "list",
+            "model": body.model,
+            "data": [_entry(index, prediction) for index, prediction in enumerate(predictions)],
+            "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
+        }
+    )
+
+
+def _entry(index: int, prediction: Prediction) -> dict[str, Any]:
+    multilabel = prediction.labels is not None
+    chosen = {"labels": list(prediction.labels or ())} if multilabel else {"label": prediction.label}
+    return {"index": index, **chosen, "probs": dict(prediction.probs or {})}

@@ -1,0 +1,156 @@
+"""What request fields may hold: small validators that end in one plain form, so routes need no `isinstance`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_PROMPTS = 128
+MAX_INPUTS = 1024
+MAX_STOPS = 32
+MAX_TOKEN_ID = 2**31 - 1
+
+Prompt = str | tuple[int, ...]
+Input = str | dict[str, Any]
+
+
+def refusal(reason: str, field: str = "", *, unsupported: bool = False) -> PydanticCustomError:
+    """Return the error to raise in a validator; `field` is added to the path of the value under validation."""
+    kind = "unsupported_field" if unsupported else "refused_value"
+    return PydanticCustomError(kind, "{reason}", {"reason": reason, "field": field})
+
+
+class WireModel(BaseModel):
+    """A JSON object from outside: exact types, `null` means absent, and every key is known or refused.
+
+    `harmless` keys change no answer and are accepted; `neutral` ones are not supported, so only the value that asks for
+    nothing is accepted.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="forbid")
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[Mapping[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        for key, value in data.items():
+            cls._check_key(key, value)
+        return {key: value for key, value in data.items() if value is not None and key in cls.model_fields}
+
+    @classmethod
+    def _check_key(cls, key: str, value: Any) -> None:
+        if key in cls.model_fields or key in cls.harmless:
+            return
+        if key in cls.neutral:
+            if value is not None and value != cls.neutral[key]:
+                raise refusal(_unsupported(key, value, cls.neutral[key]), key, unsupported=True)
+            return
+        close = difflib.get_close_matches(key, [*cls.model_fields, *cls.harmless, *cls.neutral], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known fields are {', '.join(cls.model_fields)}"
+        raise refusal(f"unknown field {shorten(key)}{hint}", key)
+
+
+def _unsupported(key: str, value: Any, neutral: Any) -> str:
+    allowed = f"only {key} = {json.dumps(neutral)} is accepted" if neutral is not None else "leave it out"
+    return f"{key!r} is not supported here (got {shorten(value)}); {allowed}"
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """Return `repr(value)`, cut, with anything UTF-8 cannot carry replaced."""
+    text = repr(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def encodable(value: Any) -> Any:
+    """Refuse text with lone surrogates anywhere in a JSON value: no tokenizer and no answer can carry it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise refusal("text must be valid Unicode; it holds a lone surrogate (\\ud800–\\udfff)") from None
+    return value
+
+
+def _strings(value: Any, what: str, limit: int) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise refusal(f"{what} must be a string or a list of strings, got {shorten(value)}")
+    if len(items) > limit:
+        raise refusal(f"{what} has {len(items)} entries; at most {limit} are accepted")
+    encodable(items)
+    return tuple(items)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = _strings(value, "stop", MAX_STOPS)
+    if not all(stops):
+        raise refusal("stop must not hold an empty string: it would end every answer before it begins")
+    return stops
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _token_ids(ids: Iterable[int]) -> tuple[int, ...]:
+    ids = tuple(ids)
+    wrong = next((item for item in ids if not 0 <= item <= MAX_TOKEN_ID), None)
+    if wrong is not None:
+        raise refusal(f"token id {wrong} is outside the vocabulary")
+    return ids
+
+
+def _prompts(value: Any) -> tuple[Prompt, ...]:
+    if _is_ids(value):
+        return (_token_ids(value),)
+    if isinstance(value, list) and value and all(map(_is_ids, value)):
+        prompts: tuple[Prompt, ...] = tuple(map(_token_ids, value))
+    elif isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        return _strings(value, "prompt", MAX_PROMPTS)
+    else:
+        forms = "a text, a list of texts, a list of token ids, or a list of non-empty lists of token ids"
+        raise refusal(f"prompt must be {forms}; got {shorten(value)}")
+    if len(prompts) > MAX_PROMPTS:
+        raise refusal(f"prompt has {len(prompts)} entries; at most {MAX_PROMPTS} are accepted")
+    return prompts
+
+
+def _inputs(value: Any) -> tuple[Input, ...]:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str | dict) for item in items):
+        raise refusal(f"input must be a text, an object of fields, or a list of these; got {shorten(value)}")
+    if len(items) > MAX_INPUTS:
+        raise refusal(f"input has {len(items)} entries; at most {MAX_INPUTS} are accepted")
+    encodable(items)
+    return tuple(items)
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise refusal(f"content must be a text or a list of text parts; got {shorten(value)}")
+    for part in value:
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            raise refusal(f"content parts must be {{'type': 'text', 'text': …}}; got {shorten(part)}", unsupported=True)
+    return "".join(part["text"] for part in value)
+
+
+Text = Annotated[str, AfterValidator(encodable)]
+Stops = Annotated[tuple[str, ...], BeforeValidator(_stops, json_schema_input_type=str | list[str])]
+Prompts = Annotated[
+    tuple[Prompt, ...],
+    BeforeValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+Inputs = Annotated[
+    tuple[Input, ...], BeforeValidator(_inputs, json_schema_input_type=Input | list[str] | list[dict[str, Any]])
+]
+Content = Annotated[Text, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
+Fields = Annotated[dict[str, Any], AfterValidator(encodable)]

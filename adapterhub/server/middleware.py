@@ -1,0 +1,104 @@
+"""Around every request: an id, a count, a log line, and the doors (key, draining, size) it must pass."""
+
+from __future__ import annotations
+
+import hmac
+import json
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import error_response, respond
+from .record import Record, request_id
+from .service import LOG, Service
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+OPEN_ROUTES = frozenset({"/health", "/ready"})
+QUIET_ROUTES = OPEN_ROUTES | {"/metrics"}
+TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
+
+
+class Observe:
+    """Give every request an id, count it, log it, and turn what nobody foresaw into a 500 that tells nothing."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = Record(request_id(Headers(scope=scope).get("x-request-id")), scope["method"], scope["path"])
+        scope.setdefault("state", {})["record"] = record
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = record.id
+                if record.digest is not None:
+                    headers["x-adapterhub-digest"] = record.digest
+            await send(message)
+
+        self.service.enter()
+        try:
+            await self.app(scope, receive, tell)
+        except Exception as error:
+            LOG.exception("request %s failed", record.id)
+            if record.status:
+                raise
+            await respond(error)(scope, receive, tell)
+        finally:
+            self.service.leave()
+            record.count(self.service.metrics)
+            if record.path not in QUIET_ROUTES:
+                LOG.info("%s", json.dumps(record.line()))
+
+
+class Guard:
+    """Refuse, before a body is read, what may not pass."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request pass, or answer it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN_ROUTES and not self._may_enter(headers):
+            message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
+            refusal = error_response(401, message, headers={"www-authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+        elif headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
+            await error_response(413, TOO_LARGE, headers={"connection": "close"})(scope, receive, send)
+        else:
+            await self.app(scope, _limited(receive), send)
+
+    def _may_enter(self, headers: Headers) -> bool:
+        if self.service.api_key is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        # Bytes, since compare_digest refuses text beyond ASCII; header text is Latin-1 for whatever bytes came.
+        right = hmac.compare_digest(key.strip().encode("latin-1"), self.service.api_key.encode())
+        return right and scheme.lower() == "bearer"
+
+
+def _limited(receive: Receive) -> Receive:
+    """Count what a body brings, for those that do not say their length."""
+    received = 0
+
+    async def count() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
+        return message
+
+    return count

@@ -1,0 +1,50 @@
+"""`/v1/models`: the base and every ref that it answers, in OpenAI's form plus digest, kind and parent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub.runtime.target import ModelInfo, Target
+
+from .lookup import find, record_of
+from .service import Service
+from .wire import Json
+
+
+async def list_models(service: Service) -> Response:
+    """Answer `/v1/models`."""
+    infos = await service.look_up(service.require_hub().models)
+    return Json({"object": "list", "data": [model_object(info) for info in infos]})
+
+
+async def show_model(service: Service, request: Request, model: str) -> Response:
+    """Answer `/v1/models/{model}` for any ref, listed or not (`task@sha256:ab12…`)."""
+    target = await find(service, record_of(request), model)
+    infos = await service.look_up(service.require_hub().models)
+    return Json({**model_object(_info(target, infos)), "id": model})
+
+
+def _info(target: Target, infos: list[ModelInfo]) -> ModelInfo:
+    base, *versions = infos
+    if target.digest is None:
+        return base
+    named = target.name.partition("@")[0]
+    same = [info for info in versions if info.digest == target.digest and info.id.partition("@")[0] == named]
+    assert same, "what the hub resolves it also lists"
+    return same[0]
+
+
+def model_object(info: ModelInfo) -> dict[str, Any]:
+    """Return a model in OpenAI's form; clients ignore the keys they do not know."""
+    return {
+        "id": info.id,
+        "object": "model",
+        "created": info.created,
+        "owned_by": "adapterhub",
+        "parent": info.parent,
+        "kind": info.kind,
+        "digest": info.digest,
+    }

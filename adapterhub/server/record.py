@@ -1,0 +1,93 @@
+"""What is known of one request, gathered on its way, told once at its end."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from .fields import shorten
+from .metrics import NO_ADAPTER, Metrics
+
+ROUTES = frozenset(
+    {"/health", "/ready", "/metrics", "/openapi.json", "/v1/models"}
+    | {"/v1/chat/completions", "/v1/completions", "/v1/classify"}
+)
+GONE = 499
+
+
+def route_of(path: str) -> str:
+    """Return the route a path belongs to, one of a fixed few."""
+    if path in ROUTES:
+        return path
+    return "/v1/models/{model}" if path.startswith("/v1/models/") else "unknown"
+
+
+def request_id(offered: str | None) -> str:
+    """Return the client's own id where it is a plain word, else a new one."""
+    if offered and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", offered):
+        return offered
+    return uuid.uuid4().hex
+
+
+@dataclass
+class Record:
+    """One request; `adapter` is the bounded label of metrics, `model` what was asked."""
+
+    id: str
+    method: str
+    path: str
+    started: float = field(default_factory=time.perf_counter)
+    adapter: str = NO_ADAPTER
+    model: str | None = None
+    digest: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token: float | None = None
+    status: int = 0
+    failed: int = 0
+    gone: bool = False
+
+    @property
+    def outcome(self) -> int:
+        """The status that tells how it ended: 499 for a client that left, an error's where a stream broke off."""
+        return GONE if self.gone else self.failed or self.status
+
+    @property
+    def route(self) -> str:
+        """The route, one of a fixed few."""
+        return route_of(self.path)
+
+    def saw_token(self) -> None:
+        """Note the time of the first generated token."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter() - self.started
+
+    def count(self, metrics: Metrics) -> None:
+        """Add this request to the metrics."""
+        metrics.requests.labels(self.adapter, self.route, str(self.outcome)).inc()
+        metrics.seconds.labels(self.adapter, self.route).observe(time.perf_counter() - self.started)
+        if self.prompt_tokens:
+            metrics.prompt_tokens.labels(self.adapter).inc(self.prompt_tokens)
+        if self.completion_tokens:
+            metrics.completion_tokens.labels(self.adapter).inc(self.completion_tokens)
+        if self.first_token is not None:
+            metrics.first_token.labels(self.adapter).observe(self.first_token)
+
+    def line(self) -> dict[str, Any]:
+        """Return the log line: names, digest, counts and times; no text of prompts or answers."""
+        line: dict[str, Any] = {
+            "request_id": self.id,
+            "method": self.method[:16],
+            "path": shorten(self.path, 128)[1:-1],
+            "status": self.outcome,
+            "ms": round((time.perf_counter() - self.started) * 1000, 1),
+        }
+        if self.model is not None:
+            line |= {"model": self.model[:128], "digest": self.digest}
+            line |= {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        if self.first_token is not None:
+            line["first_token_ms"] = round(self.first_token * 1000, 1)
+        return line

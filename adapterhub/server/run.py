@@ -1,0 +1,145 @@
+"""A server's life: bind, load, answer, and on SIGTERM finish what runs before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+
+from adapterhub.errors import UsageError
+from adapterhub.runtime.hub import AdapterHub
+
+from .app import create_app
+from .service import LOG, Service
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where and how to serve; `port` 0 takes a free one, `drain_seconds` is how long running requests may go on."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    insecure: bool = False
+    drain_seconds: float = 30.0
+
+
+def check_exposure(options: ServerOptions) -> None:
+    """Raise UsageError where anyone on the network could use the server without a key."""
+    if is_loopback(options.host) or options.api_key or options.insecure:
+        return
+    raise UsageError(
+        f"the host {options.host!r} can be reached from outside this machine; set --api-key (or ADAPTERHUB_API_KEY), "
+        "or allow everyone with --insecure"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raises UsageError where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(2048)
+        except BaseException:
+            bound.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(open_hub: Callable[[], AdapterHub], options: ServerOptions, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; must run in the main thread.
+
+    `open_hub` loads the base while /ready already says 503; what it raises ends the server and is raised here. `say`
+    takes lines for people.
+    """
+    check_exposure(options)
+    bound = bind(options.host, options.port)
+    asyncio.run(_serve(open_hub, options, bound, say))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: they would close the door before /ready could say 503."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    open_hub: Callable[[], AdapterHub], options: ServerOptions, bound: socket.socket, say: Callable[[str], None]
+) -> None:
+    service = Service(api_key=options.api_key or None)
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config)
+    stop = asyncio.Event()
+    with _signals(stop, asyncio.get_running_loop()):
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            say(f"listening on {url_of(bound)}, loading")
+            service.hub = await asyncio.to_thread(open_hub)
+            say(f"ready: {url_of(bound)}")
+            await stop.wait()
+            await _drain(service, options.drain_seconds, say)
+        finally:
+            server.should_exit = True
+            await serving
+            service.close()
+
+
+async def _drain(service: Service, seconds: float, say: Callable[[str], None]) -> None:
+    """Take nothing new, wait for what runs, and cancel what is left; open streams then get an error event."""
+    service.draining = True
+    say(f"stopping: {service.running} requests are running, at most {seconds:g} s more")
+    if not await service.drained(seconds):
+        LOG.warning("%d requests did not finish within %g s and are cancelled", service.running, seconds)
+    assert service.hub is not None
+    await asyncio.to_thread(service.hub.close)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM set `stop`, and the second one end the process as usual."""
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

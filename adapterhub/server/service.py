@@ -1,0 +1,81 @@
+"""What all requests of one server share: the hub, two thread pools, counters, and whether it still takes work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from adapterhub.errors import Overloaded
+from adapterhub.runtime.hub import AdapterHub
+
+from .metrics import Metrics
+
+T = TypeVar("T")
+LOG = logging.getLogger("adapterhub.server")
+
+
+class Service:
+    """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it."""
+
+    def __init__(self, hub: AdapterHub | None = None, *, api_key: str | None = None) -> None:
+        self.hub = hub
+        self.api_key = api_key
+        self.draining = False
+        self.metrics = Metrics(self._stats)
+        self.running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        # Apart, so that long classifications never keep short look-ups waiting.
+        self._lookups = ThreadPoolExecutor(8, thread_name_prefix="lookup")
+        self._classifiers = ThreadPoolExecutor(32, thread_name_prefix="classify")
+
+    def _stats(self) -> Mapping[str, float]:
+        return {} if self.hub is None else self.hub.stats()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.hub is not None and not self.draining
+
+    def require_hub(self) -> AdapterHub:
+        """Return the hub; raises Overloaded while the base is loading or the server stops."""
+        if self.draining:
+            raise Overloaded("the server is stopping; send the request to another one, or again later")
+        if self.hub is None:
+            raise Overloaded("the server is still loading its base; ask /ready and try again")
+        return self.hub
+
+    async def look_up(self, call: Callable[[], T]) -> T:
+        """Run a short blocking call (files, tokenising) off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._lookups, call)
+
+    async def classify(self, call: Callable[[], T]) -> T:
+        """Run a blocking classification off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._classifiers, call)
+
+    def enter(self) -> None:
+        """Note that a request runs."""
+        self.running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Note that a request has ended."""
+        self.running -= 1
+        if self.running == 0:
+            self._idle.set()
+
+    async def drained(self, seconds: float) -> bool:
+        """Wait until no request runs, at most `seconds`; return whether that came about."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the thread pools end."""
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._classifiers.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Training: examples and a frozen base become an adapter folder; nothing is published here."""

@@ -1,0 +1,137 @@
+"""Examples as token ids and targets, checked before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterhub.data.example import Example
+from adapterhub.data.task import TaskSpec
+from adapterhub.data.tokens import encode_completion, encode_input
+from adapterhub.errors import DataError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as numbers.
+
+    `ids` hold the input, for generation followed by the completion, which starts at index `start`. `target` is one
+    number a label (probabilities, or zeros and ones), empty for generation.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    target: tuple[float, ...]
+    weight: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors, padded on the right: shapes [rows, longest], [rows] and [rows, labels].
+
+    What is padding is told by `lengths`, never by the pad token's id, which may also be the EOS token of a completion.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    lengths: Tensor
+    starts: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.lengths.sum())
+
+
+def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any) -> list[Row]:
+    """Turn examples into rows.
+
+    Raises DataError for an example without gold answer, with an unknown label, without tokens, or too long.
+    """
+    encode = _encoder(spec, tokenizer)
+    rows = []
+    for example in examples:
+        try:
+            rows.append(encode(example))
+        except InvalidRequest as error:
+            raise DataError(f"{example.where}: {error}") from error
+    _check_lengths(rows, spec)
+    return rows
+
+
+def _encoder(spec: TaskSpec, tokenizer: Any) -> Callable[[Example], Row]:
+    target_of = {"classification": class_target, "multilabel": multilabel_target}.get(spec.kind)
+
+    def encode(example: Example) -> Row:
+        ids = tuple(encode_input(tokenizer, spec, example.fields))
+        if target_of is not None:
+            return Row(ids, len(ids), target_of(example, spec.labels), example.weight, example.where)
+        if example.completion is None:
+            raise DataError(f"{example.where}: no completion to learn from; add the field, or a final assistant turn")
+        answer = tuple(encode_completion(tokenizer, example.completion))
+        return Row(ids + answer, len(ids), (), example.weight, example.where)
+
+    return encode
+
+
+def class_target(example: Example, labels: Sequence[str]) -> tuple[float, ...]:
+    """Return the probability of each label: the example's `probs` where it has them, else its label alone."""
+    if example.probs:
+        _known(example.probs, labels, example)
+        return tuple(float(example.probs.get(label, 0.0)) for label in labels)
+    if example.label is None:
+        raise DataError(f"{example.where}: no label to learn from; add the field label, or probs")
+    _known([example.label], labels, example)
+    return tuple(float(label == example.label) for label in labels)
+
+
+def multilabel_target(example: Example, labels: Sequence[str]) -> tuple[float, ...]:
+    """Return for each label how true it is: the example's `probs` where it has them, else 1 for each it carries."""
+    if example.probs:
+        _known(example.probs, labels, example)
+        return tuple(float(example.probs.get(label, 0.0)) for label in labels)
+    if example.labels is None:
+        raise DataError(f"{example.where}: no labels to learn from; add the field labels, a list that may be empty")
+    _known(example.labels, labels, example)
+    return tuple(float(label in example.labels) for label in labels)
+
+
+def _known(names: Iterable[str], labels: Sequence[str], example: Example) -> None:
+    for name in names:
+        if name not in labels:
+            raise DataError(
+                f"{example.where}: label {name!r} occurs in no training row; the labels are {', '.join(labels)}"
+            )
+
+
+def _check_lengths(rows: Sequence[Row], spec: TaskSpec) -> None:
+    long = [row for row in rows if len(row.ids) > spec.max_length]
+    if long:
+        longest = max(len(row.ids) for row in long)
+        raise DataError(
+            f"{len(long)} of {len(rows)} rows are longer than max_length {spec.max_length} tokens, the first at "
+            f"{long[0].where} ({len(long[0].ids)} tokens); shorten or remove them, or set max_length to {longest} "
+            "in the recipe if the base's context allows it"
+        )
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> Batch:
+    """Return the rows as one batch on `device`."""
+    longest = max(len(row.ids) for row in rows)
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    padded = [row.ids + (pad_token_id,) * (longest - len(row.ids)) for row in rows]
+    return Batch(
+        input_ids=torch.tensor(padded, device=device),
+        attention_mask=(torch.arange(longest) < lengths[:, None]).long().to(device),
+        lengths=lengths.to(device),
+        starts=torch.tensor([row.start for row in rows], device=device),
+        targets=torch.tensor([row.target for row in rows], dtype=torch.float32, device=device),
+        weights=torch.tensor([row.weight for row in rows], dtype=torch.float32, device=device),
+    )

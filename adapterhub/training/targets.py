@@ -1,0 +1,96 @@
+"""Which modules of a base get LoRA matrices, as names and layer indices that PEFT reads the same everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapterhub.errors import ConfigError
+
+# PEFT reads a layer's index from the first numbered part of a name, so we do too.
+_IN_LAYER = re.compile(r"^.*?\.[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Module-name suffixes, sorted; layer indices, sorted, None for all; whether the weights lie transposed (GPT-2)."""
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    fan_in_fan_out: bool
+
+
+def choose_targets(
+    model: nn.Module, asked: Literal["all-linear"] | Sequence[str], layers: str | Sequence[int], heads: Sequence[str]
+) -> Targets:
+    """Return the targets that `lora.targets` and `lora.layers` of a recipe mean for `model`.
+
+    `heads` are the names of modules outside the backbone, which are never targets. Raises ConfigError for a name or a
+    layer that the base does not have.
+    """
+    linear: dict[str, list[nn.Module]] = {}
+    indices: set[int] = set()
+    for name, module in model.named_modules():
+        if (match := _IN_LAYER.match(name)) and isinstance(module, nn.Linear | Conv1D):
+            linear.setdefault(match["rest"], []).append(module)
+            indices.add(int(match["index"]))
+    if not linear:
+        raise ConfigError("the base has no numbered layers with linear modules, so LoRA has nothing to adapt")
+    wanted = set(linear) if asked == "all-linear" else _matching(asked, linear)
+    every = [name for name, _ in model.named_modules() if name.split(".")[0] not in heads]
+    return Targets(
+        names=tuple(sorted({_shortest_suffix(rest, wanted, every) for rest in wanted})),
+        layers=choose_layers(layers, len(indices)),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for rest in wanted for module in linear[rest]),
+    )
+
+
+def _matching(asked: Iterable[str], linear: Iterable[str]) -> set[str]:
+    wanted: set[str] = set()
+    for name in asked:
+        found = {rest for rest in linear if rest == name or rest.endswith(f".{name}")}
+        if not found:
+            raise ConfigError(
+                f"lora.targets: {name!r} is no linear module in the layers of this base; "
+                f"it has {', '.join(sorted(linear))} (or write all-linear)"
+            )
+        wanted |= found
+    return wanted
+
+
+def _shortest_suffix(rest: str, wanted: set[str], every: Sequence[str]) -> str:
+    """Return the fewest last parts of `rest` that, as a suffix, name wanted modules only.
+
+    "dense" would also name the pooler of a BERT; "output.dense" does not.
+    """
+    parts = rest.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        suffix = ".".join(parts[start:])
+        named = [name for name in every if name == suffix or name.endswith(f".{suffix}")]
+        if all((match := _IN_LAYER.match(name)) and match["rest"] in wanted for name in named):
+            return suffix
+    return rest
+
+
+def choose_layers(asked: str | Sequence[int], count: int) -> tuple[int, ...] | None:
+    """Return layer indices for "all", "top-N" or a list; None means all `count` layers."""
+    if asked == "all":
+        return None
+    if isinstance(asked, str):
+        top = int(asked.removeprefix("top-"))
+        if not 1 <= top <= count:
+            raise ConfigError(f"lora.layers: {asked!r}, but this base has {count} layers; ask for top-1 to top-{count}")
+        chosen = tuple(range(count - top, count))
+    else:
+        chosen = tuple(sorted(set(asked)))
+        wrong = [index for index in chosen if not 0 <= index < count]
+        if wrong or not chosen:
+            raise ConfigError(
+                f"lora.layers: {list(asked)!r}, but this base has layers 0 to {count - 1}; name one or more of those"
+            )
+    return None if len(chosen) == count else chosen
