@@ -1,7 +1,8 @@
 """The architecture keys of a config, in one spelling, so that equal networks give equal fingerprints.
 
 A config is written differently by different versions of transformers: keys at their default come and go, `rope_theta`
-moved into `rope_parameters`, 10000.0 is written 10000. What changes the network's output is kept, how it is spelled is not.
+moved into `rope_parameters`, 10000.0 is written 10000. What changes the network's output is kept, how it is spelled
+is not.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ _ALIASES = {
     "rms_norm_eps": "norm_eps",
 }
 
-_KEYS = frozenset(
-    """
-    model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-    hidden_act norm_eps max_position_embeddings type_vocab_size embedding_size position_embedding_type
+# What shapes the network or its arithmetic; never architectures, dtype, names, versions, dropout or token ids.
+_KEYS = """
+    model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim hidden_act norm_eps max_position_embeddings type_vocab_size embedding_size position_embedding_type
     tie_word_embeddings attention_bias mlp_bias qkv_bias use_bias bias is_decoder is_encoder_decoder
     sliding_window use_sliding_window max_window_layers layer_types sliding_window_pattern attention_chunk_size
-    rotary_pct partial_rotary_factor rope_local_base_freq no_rope_layers no_rope_layer_interval global_attn_every_n_layers
-    local_attention global_rope_theta local_rope_theta use_parallel_residual parallel_attn alibi
-    scale_attn_weights scale_attn_by_inverse_layer_idx query_pre_attn_scalar attn_logit_softcapping
-    final_logit_softcapping logit_scale logits_scaling embedding_multiplier residual_multiplier attention_multiplier
-    use_qk_norm clip_qkv num_experts num_local_experts num_experts_per_tok moe_intermediate_size decoder_sparse_step
-    norm_topk_prob mlp_only_layers shared_expert_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
-    num_hidden_groups inner_group_num relative_attention max_relative_positions pos_att_type position_biased_input
-    share_att_key position_buckets relative_attention_num_buckets
-    """.split()
-)
+    rotary_pct partial_rotary_factor rope_local_base_freq no_rope_layers no_rope_layer_interval
+    global_attn_every_n_layers local_attention global_rope_theta local_rope_theta use_parallel_residual
+    parallel_attn alibi scale_attn_weights scale_attn_by_inverse_layer_idx query_pre_attn_scalar
+    attn_logit_softcapping final_logit_softcapping logit_scale logits_scaling embedding_multiplier
+    residual_multiplier attention_multiplier use_qk_norm clip_qkv num_experts num_local_experts
+    num_experts_per_tok moe_intermediate_size decoder_sparse_step norm_topk_prob mlp_only_layers
+    shared_expert_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace num_hidden_groups
+    inner_group_num relative_attention max_relative_positions pos_att_type position_biased_input share_att_key
+    position_buckets relative_attention_num_buckets
+"""
 
 _LLAMA_LIKE = {"hidden_act": "silu", "norm_eps": 1e-6, "rope_theta": 10000}
 _BERT_LIKE = {"hidden_act": "gelu", "norm_eps": 1e-12, "max_position_embeddings": 512, "tie_word_embeddings": True}
@@ -91,7 +92,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def canonical_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of `config` shapes the network, defaults filled in, neutral values left out."""
     found = spelled_alike(config)
-    kept = {key: _number(value) for key, value in found.items() if key in _KEYS}
+    shaping = _KEYS.split()
+    kept = {key: _number(value) for key, value in found.items() if key in shaping}
     kept.update(_rope(found))
     _drop_derived(kept)
     nested = config.get("text_config")

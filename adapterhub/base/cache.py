@@ -83,6 +83,7 @@ def write_json(file: Path, record: Any) -> None:
             stream.write(json.dumps(record, indent=2, sort_keys=True) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # a cache may be shared, and temporary files are private
         Path(name).replace(file)
     except BaseException:
         with suppress(OSError):

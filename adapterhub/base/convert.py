@@ -1,8 +1,8 @@
 """From a Llama-family GGUF with a byte-level BPE to a folder that `AutoModel.from_pretrained` loads as it is.
 
 transformers can read a GGUF too, but takes half a minute, and what it writes (tokenizer, config keys) changes with its
-version, while the fingerprint is pinned. So the few steps are taken here: dequantise, rename, undo llama.cpp's reordering of
-query and key rows, round to bfloat16.
+version, while the fingerprint is pinned; and it cuts text without the digit rule that the original tokenizer has. So
+the few steps are taken here: dequantise, rename, undo llama.cpp's reordering of query and key rows, round to bfloat16.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def convert_gguf(file: Path, folder: Path, *, public_id: str) -> None:
     except (ValueError, KeyError, IndexError) as error:
         raise BaseError(f"{file} is not a GGUF that can be converted: {error!r}") from error
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library makes it private, and a cache may be shared
     _write(folder / "config.json", config)
     _write(folder / "tokenizer.json", tokenizer)
     _write(folder / "tokenizer_config.json", _tokenizer_config(facts))
@@ -118,7 +119,7 @@ def _tensors(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, to
 
 
 def _unpermute(values: Any, heads: int) -> Any:
-    """Undo llama.cpp's order of rows, which pairs (i, i + 1) for rope where transformers pairs (i, i + head_dim / 2)."""
+    """Undo llama.cpp's order of rows: rope pairs i with i + 1 there, with i + head_dim / 2 in transformers."""
     rows, columns = values.shape
     return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 

@@ -15,15 +15,16 @@ from .record import Base
 from .tensors import StoredTensor, stored_tensors
 
 # Families that read the text in both directions; every other family is taken for a decoder.
-ENCODERS = frozenset(
-    """
+_ENCODERS = """
     albert bert bert-generation camembert convbert deberta deberta-v2 distilbert electra ernie esm eurobert flaubert
     funnel ibert layoutlm longformer mobilebert modernbert mpnet mra nezha nomic_bert nystromformer rembert roberta
     roberta-prelayernorm roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso
-    """.split()
-)
+"""
+ENCODERS = frozenset(_ENCODERS.split())
 # RoBERTa counts positions from the one after its padding id, so its table is longer than its context.
-_OFFSET_POSITIONS = frozenset({"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet", "roberta-prelayernorm"})
+_OFFSET_POSITIONS = frozenset(
+    {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet", "roberta-prelayernorm"}
+)
 _LICENCE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9.+-]+)[\"']?\s*$", re.MULTILINE)
 
 
@@ -54,9 +55,7 @@ def describe(
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
-        raise BaseError(
-            f"{folder} is an encoder-decoder ({config['model_type']!r}); name a decoder (Llama and its like) or an encoder"
-        )
+        raise BaseError(f"{folder} is an encoder-decoder ({config['model_type']!r}); name a decoder or an encoder")
     if config.get("quantization_config"):
         raise BaseError(f"{folder} is quantised; name the base in float32, float16 or bfloat16 that it was made from")
 

@@ -18,7 +18,7 @@ from adapterhub.errors import BaseError
 from .architecture import canonical_architecture, read_config
 from .tensors import stored_tensors
 
-# What decides which ids a text gets. Truncation and padding are run-time settings, the decoder works on ids already made.
+# What decides which ids a text gets. Truncation and padding are run-time settings; the decoder sees ids already made.
 _TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "post_processor")
 # What a tokenizer is stored in where there is no tokenizer.json.
 _VOCABULARIES = (
@@ -61,8 +61,9 @@ def tokenizer_identity(folder: Path) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseError(f"{file} is not a tokenizer: {error!r}; fetch the base again") from error
     # The vocabulary and the merges are hashed apart: they are large, and neutral values inside them are tokens.
-    rules = _without_neutral({**parts, "model": {**model, "vocab": None, "merges": None}})
-    return {"rules": rules, "vocab": _hash(model.get("vocab")), "merges": _hash(merges), "added": added}
+    rules = {**parts, "model": {**model, "vocab": None, "merges": None}}
+    words = {"vocab": _hash(model.get("vocab")), "merges": _hash(merges)}
+    return {"rules": _without_neutral(rules), "added": _without_neutral(added), **words}
 
 
 def _without_neutral(value: Any) -> Any:

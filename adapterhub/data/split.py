@@ -11,8 +11,12 @@ from adapterhub.errors import DataError
 
 from .example import Example
 
+FRACTION = 0.1
 
-def hold_out(examples: Iterable[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+
+def hold_out(
+    examples: Iterable[Example], fraction: float = FRACTION, seed: int = 0
+) -> tuple[list[Example], list[Example]]:
     """Return (kept, held out), both in the given order; about `fraction` of each label is held out.
 
     The choice depends on the ids and the seed alone, not on the order of the rows. A label keeps at least one row

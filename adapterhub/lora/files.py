@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from adapterhub.errors import CorruptAdapter, FileMissing, UnsafeAdapter
@@ -47,8 +47,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             )
         raise FileMissing(f"{folder} has no {WEIGHTS}")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        # Read whole, not mapped: a mapped file that is later changed or truncated would change a running adapter, or
+        # kill the process with SIGBUS.
+        tensors = load(path.read_bytes())
     except (SafetensorError, ValueError) as error:
         raise CorruptAdapter(f"{path} is not a safetensors file: {error}") from error
     for name, tensor in tensors.items():

@@ -64,7 +64,8 @@ class AdapterLinear(nn.Module):
 
     def put(self, slot: int, pair: LoraPair) -> None:
         """Write an adapter's matrices into its rows; raises CorruptAdapter if scaling overflows the dtype."""
-        scaled = (pair.b.float() * pair.scaling).T.to(self._b.dtype)
+        wide = pair.b.to(torch.promote_types(pair.b.dtype, torch.float32))
+        scaled = (wide * pair.scaling).T.to(self._b.dtype)
         if not bool(torch.isfinite(scaled).all()):
             raise CorruptAdapter(f"the adapter's scaled B overflows {self._b.dtype}; it is refused")
         start = self._room(pair.rank)

@@ -1,0 +1,1 @@
+"""Ways through several rooms: a recipe and its data become a published version."""

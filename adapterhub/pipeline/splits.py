@@ -12,9 +12,6 @@ from adapterhub.data.split import hold_out
 from adapterhub.recipe import Recipe
 from adapterhub.registry.provenance import split_record
 
-# The fraction of train that validates where a recipe names no validation split.
-HELD_OUT = 0.1
-
 
 @dataclass(frozen=True)
 class Splits:
@@ -58,6 +55,6 @@ def read_splits(recipe: Recipe) -> Splits:
     }
     sources, held_out = dict(recipe.data.splits()), ""
     if "validation" not in read:
-        train, read["validation"] = hold_out(train, HELD_OUT, recipe.training.seed)
+        train, read["validation"] = hold_out(train, seed=recipe.training.seed)
         sources["validation"], held_out = recipe.data.train, "held out of train"
     return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out)

@@ -1,0 +1,1 @@
+"""Registry: immutable numbered versions of adapters in plain folders, found by refs."""

@@ -1,7 +1,7 @@
 """The files of a version, and the digest that is its true identity.
 
-The digest is what `sha256sum adapter_config.json adapter_model.safetensors task.json | sha256sum` prints, so anybody can
-check a version without this program.
+The digest is what `sha256sum adapter_config.json adapter_model.safetensors task.json | sha256sum` prints, so anybody
+can check a version without this program.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import AdapterError, CorruptAdapter, FileMissing, UnsafeAdapter
+from adapterhub.errors import AdapterError, CorruptAdapter, FileMissing, UnsafeAdapter
+
 from .disk import sync_file
 
 TASK_FILE = "task.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import CorruptAdapter, UsageError
+from adapterhub.errors import CorruptAdapter, UsageError
 
 FORMAT = 1
 
@@ -53,7 +53,9 @@ class Card:
         """Read a record, keeping keys this program does not know; raises CorruptAdapter."""
         try:
             if record["format"] != FORMAT:
-                raise CorruptAdapter(f"card.json has format {record['format']!r}; this program reads {FORMAT}: upgrade it")
+                raise CorruptAdapter(
+                    f"card.json has format {record['format']!r}; upgrade this program, which reads {FORMAT}"
+                )
             known = {name: _of_type(name, record[name]) for name in _FIELDS if name in record}
             extra = {key: value for key, value in record.items() if key not in _FIELDS and key != "format"}
             return cls(**known, extra=extra)
@@ -82,7 +84,8 @@ class Card:
     def public(self) -> Card:
         """Return the card without what is this machine's alone: where its base and its data lie.
 
-        Raises UsageError where the base lacks its name, public id or fingerprint. Only the keys that hold places are touched: a prompt may well begin with a slash.
+        Only the keys that hold places are touched: a prompt may well begin with a slash. Raises UsageError where the
+        base lacks its name, public id or fingerprint.
         """
         missing = [key for key in ("name", "public_id", "fingerprint") if not self.base.get(key)]
         if missing:

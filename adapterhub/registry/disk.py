@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import AdapterHubError, Overloaded
+from adapterhub.errors import AdapterHubError, Overloaded
 
 TEMPORARY = ".tmp-"
 LOCKS = ".locks"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from ..errors import RefNotFound
+from adapterhub.errors import RefNotFound
+
 from .index import Entry, Index
 from .ref import LATEST, PROD, Ref
 
@@ -15,8 +16,6 @@ _LONGEST = 80  # characters of the unknown name that are compared, for the same 
 
 def choose(index: Index, ref: Ref) -> Entry:
     """Return the entry `ref` means; raises RefNotFound saying what there is."""
-    if not index.versions:
-        raise RefNotFound(f"task {index.task!r} has no versions; publish one")
     if ref.digest is not None:
         return _by_digest(index, ref.digest)
     number = ref.version

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import CorruptAdapter
+from adapterhub.errors import CorruptAdapter
+
 from .ref import check_alias_name, is_digest
 
 INDEX_FILE = "index.json"
@@ -101,9 +102,13 @@ class Index:
             raise
         except Exception as error:  # Whatever a stranger's file makes the reader trip over, it is this file's fault.
             raise CorruptAdapter(f"index.json of task {task!r} is damaged ({error!r}); restore it") from error
+        if not entries:
+            raise CorruptAdapter(f"index.json of task {task!r} lists no version; restore it")
         numbers = [entry.version for entry in entries]
         if numbers != sorted(set(numbers)) or len({entry.digest for entry in entries}) != len(entries):
-            raise CorruptAdapter(f"index.json of task {task!r} has a version or digest twice or out of order; restore it")
+            raise CorruptAdapter(
+                f"index.json of task {task!r} has a version or digest twice or out of order; restore it"
+            )
         return index
 
 
@@ -113,7 +118,9 @@ def _check_format(record: Mapping[str, Any], task: str) -> None:
             f"index.json of task {task!r} has format {record['format']!r}; this program reads {FORMAT}: upgrade it"
         )
     if record["task"] != task:
-        raise CorruptAdapter(f"index.json in folder {task!r} is that of task {record['task']!r}; restore the folder's name")
+        raise CorruptAdapter(
+            f"index.json in folder {task!r} is that of task {record['task']!r}; restore the folder's name"
+        )
 
 
 def _entry(record: Mapping[str, Any]) -> Entry:

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ..data.task import TaskSpec
+from adapterhub.data.task import TaskSpec
+
 from .card import Card
 from .snippet import peft_snippet
 
@@ -93,7 +94,11 @@ def _metrics(card: Card) -> str:
     split = card.data.get(card.measured_on or "", {})
     rows = f" ({split['rows']} rows)" if "rows" in split else ""
     where = f"the {card.measured_on} split{rows}" if card.measured_on else "held-out data"
-    lines = [f"## Metrics\n\nMeasured on {where}, with 95% intervals.\n", "| metric | value | low | high |", "|---|---|---|---|"]
+    lines = [
+        f"## Metrics\n\nMeasured on {where}, with 95% intervals.\n",
+        "| metric | value | low | high |",
+        "|---|---|---|---|",
+    ]
     for name, metric in card.metrics.items():
         numbers = " | ".join(f"{metric[key]:.4f}" for key in ("value", "low", "high"))
         lines.append(f"| {_text(_METRICS.get(name, (name, name))[1])} | {numbers} |")
@@ -103,23 +108,28 @@ def _metrics(card: Card) -> str:
 def _weights(card: Card) -> str:
     base = card.base
     name, public_id = str(base["name"]), str(base["public_id"])
-    lines = ["## Trained on", "", f"Base {_code(name)}, whose weights have the fingerprint {_code(base['fingerprint'])}."]
+    lines = [
+        "## Trained on",
+        "",
+        f"Base {_code(name)}, whose weights have the fingerprint {_code(base['fingerprint'])}.",
+    ]
     if base.get("derived_from"):
         lines.append(
             f"They derive from {_code(base['derived_from'])} and are not the same bytes: on other weights the answers "
             "differ a little, and so may the metrics."
         )
     if public_id.startswith("local/"):
-        lines.append("That base is a folder of its maker's and has no public home; the adapter needs exactly those weights.")
+        lines.append(
+            "That base is a folder of its maker's and has no public home; the adapter needs exactly those weights."
+        )
     else:
         lines.append(f"`adapterhub base pull {name}` gets exactly those weights.")
     return "\n".join(lines)
 
 
 def _use(card: Card, spec: TaskSpec) -> str:
-    question = "" if card.kind == "generation" else ' "A text to classify"'
-    prompt = ' "A prompt"' if card.kind == "generation" else question
-    ours = f"adapterhub pull ORG/NAME --as {card.task}\nadapterhub predict {card.task}{prompt}"
+    text = "An example prompt" if spec.kind == "generation" else "An example text"
+    ours = f'adapterhub pull ORG/NAME --as {card.task}\nadapterhub predict {card.task} "{text}"'
     return (
         "## Use\n\nWith adapterhub, which serves many such adapters on one base at once:\n\n"
         f"```sh\n{ours}\n```\n\n"

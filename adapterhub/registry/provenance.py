@@ -33,7 +33,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def split_record(source: str, ids: Iterable[str]) -> dict[str, object]:
-    """Return what a card says of one split: name (no path), rows, and a sha256 of its ids that order does not change."""
+    """Return what a card says of one split: name (no path), rows, and a sha256 of its ids in sorted order."""
     ordered = sorted(ids)
     name = source if source.startswith("hf:") else Path(source).name
     digest = hashlib.sha256("".join(f"{each}\n" for each in ordered).encode("utf-8")).hexdigest()

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..data.task import TaskSpec
-from ..errors import AdapterHubError, Conflict
+from adapterhub.data.task import TaskSpec
+from adapterhub.errors import AdapterHubError, Conflict
+
 from .bundle import CARD_FILE, README_FILE, copy_bundle, digest_folder, folder_name, hash_file, read_text
 from .card import Card
 from .disk import TEMPORARY, remove, replace_file, sync_folder, temporary_name, write_file
@@ -149,7 +150,7 @@ def _refuse_collision(index: Index, target: Path, digest: str) -> None:
         rivals.append(Card.from_json(read_text(target / CARD_FILE)).digest)
     for rival in rivals:
         if rival != digest:
-            raise Conflict(f"{digest} and {rival} would share the folder {str(target)!r}; change the adapter and retrain")
+            raise Conflict(f"{digest} and {rival} would share the folder {str(target)!r}; publish under another task")
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import NameTaken, RefNotFound, UsageError
+from adapterhub.errors import NameTaken, RefNotFound, UsageError
 
 LATEST = "latest"
 PROD = "prod"
@@ -43,8 +43,8 @@ def parse_ref(text: str) -> Ref:
     task, at, rest = text.partition("@")
     if not _TASK.fullmatch(task):
         raise RefNotFound(
-            f"no version is called {text!r}: {task!r} is not a task name (lower-case letters, digits, '.', '_' and '-', "
-            f"at most 64, starting with a letter or digit); a ref is {_FORMS}"
+            f"no version is called {text!r}: {task!r} is not a task name (lower-case letters, digits, '.', '_' "
+            f"and '-', at most 64, starting with a letter or digit); a ref is {_FORMS}"
         )
     if not at:
         return Ref(task)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from ..data.task import TaskSpec
+import json
+import string
+from collections.abc import Mapping
+
+from adapterhub.data.task import TaskSpec
+
 from .card import Card
 
 _CLASSIFY = """\
-import json
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-base = {base!r}
+base = {base}
 folder = "ORG/NAME"
-labels = json.loads({labels!r})
+labels = {labels}
 
-tokenizer = AutoTokenizer.from_pretrained(base)
-{pad}model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels){problem})
+tokenizer = AutoTokenizer.from_pretrained(base){pad}
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
 model.config.pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(model, folder).eval()
 
-inputs = tokenizer("A text to classify", return_tensors="pt")
+inputs = tokenizer({text}, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits[0]
 {answer}
@@ -30,35 +34,58 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = {base!r}
+base = {base}
 folder = "ORG/NAME"
 
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer = AutoTokenizer.from_pretrained(base){pad}
 model = AutoModelForCausalLM.from_pretrained(base)
 model = PeftModel.from_pretrained(model, folder).eval()
 
-{prompt}
+{inputs}
 with torch.no_grad():
     output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-_ONE = "print(labels[logits.argmax()])"
-_MANY = "print([label for label, p in zip(labels, logits.sigmoid()) if p > 0.5])"
-_CHAT = """\
-messages = [{system}{{"role": "user", "content": "A prompt"}}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-)"""
-_PLAIN = 'inputs = tokenizer("A prompt", return_tensors="pt")'
+_ANSWERS = {
+    "classification": "print(labels[logits.argmax()])",
+    "multilabel": "print([label for label, p in zip(labels, logits.sigmoid()) if p > 0.5])",
+}
 
 
 def peft_snippet(card: Card, spec: TaskSpec) -> str:
-    """Return a program that answers one text with this adapter, given the right `base` and `folder`."""
-    base = str(card.base["public_id"]).removeprefix("local/")
-    if card.kind == "generation":
-        return _GENERATE.format(base=base, prompt=_prompt(spec))
-    return ""
+    """Return a program that answers one text with this adapter, once `base` and `folder` are the reader's own."""
+    base = str(card.base["public_id"])
+    common: Mapping[str, str] = {
+        "base": _quote(base),
+        "pad": "" if spec.pad_token is None else f"\ntokenizer.pad_token = {_quote(spec.pad_token)}",
+    }
+    if spec.kind == "generation":
+        return _GENERATE.format(**common, inputs=_prompt(spec))
+    labels = json.dumps(list(spec.labels), ensure_ascii=False)
+    return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_ANSWERS[spec.kind])
 
 
 def _prompt(spec: TaskSpec) -> str:
-    return ""
+    if spec.prompt.style == "plain":
+        return f'inputs = tokenizer({_text(spec, "prompt")}, return_tensors="pt")'
+    system = f'{{"role": "system", "content": {_quote(spec.prompt.system)}}}, ' if spec.prompt.system else ""
+    return (
+        f'messages = [{system}{{"role": "user", "content": {_text(spec, "prompt")}}}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+        ")"
+    )
+
+
+def _text(spec: TaskSpec, field: str) -> str:
+    """Return the expression for an input: an example text, through the template where the task has one."""
+    template = spec.prompt.template
+    if template is None:
+        return _quote(f"An example {field}")
+    names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name)
+    values = ", ".join(f"{name}={_quote(f'an example {name}')}" for name in names)
+    return f"{_quote(template)}.format({values})"
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..data.task import TaskSpec
-from ..errors import AdapterHubError, BaseMismatch, RefNotFound, UnsafeAdapter, UsageError
+from adapterhub.data.task import TaskSpec
+from adapterhub.errors import AdapterHubError, BaseMismatch, RefNotFound, UnsafeAdapter, UsageError
+
 from .bundle import TASK_FILE, folder_name, read_text
 from .card import Card
 from .disk import TEMPORARY, explained, locked, replace_file
@@ -31,7 +32,7 @@ class Registry:
 
     @staticmethod
     def locate(option: Path | None = None) -> Path:
-        """Return the registry folder: `option`, else $ADAPTERHUB_REGISTRY, else ./registry if it exists, else the user's."""
+        """Return `option`, else $ADAPTERHUB_REGISTRY, else ./registry if it exists, else the user's data folder."""
         if option is not None:
             return option
         if named := os.environ.get("ADAPTERHUB_REGISTRY"):
@@ -83,8 +84,8 @@ class Registry:
         index = self._read_index(check_task_name(task))
         if index is not None and index.base_fingerprint != fingerprint:
             raise BaseMismatch(
-                f"task {task!r} is bound to base {index.base!r} ({index.base_fingerprint}), and this adapter is for a base "
-                f"with fingerprint {fingerprint}; publish it as another task, or train it on {index.base!r}"
+                f"task {task!r} is bound to base {index.base!r} ({index.base_fingerprint}), and this adapter is for "
+                f"a base with fingerprint {fingerprint}; publish it as another task, or train it on {index.base!r}"
             )
 
     def publish(self, task: str, folder: Path, card: Card) -> Published:
@@ -136,7 +137,9 @@ class Registry:
         folder = self.root / check_task_name(task)
         path = folder / INDEX_FILE
         if folder.is_symlink() or path.is_symlink():
-            raise UnsafeAdapter(f"task {task!r} in {str(self.root)!r} is a symbolic link; a registry holds plain folders")
+            raise UnsafeAdapter(
+                f"task {task!r} in {str(self.root)!r} is a symbolic link; a registry holds plain folders"
+            )
         if not path.is_file():
             return None
         return Index.from_json(read_text(path), task)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterHubError, CorruptAdapter
+from adapterhub.errors import AdapterHubError, CorruptAdapter
+
 from .bundle import ALL_FILES, CARD_FILE, README_FILE, folder_name, plain_file
 from .disk import TEMPORARY
 from .index import INDEX_FILE, Index

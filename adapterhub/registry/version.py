@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.task import TaskSpec
-from ..errors import CorruptAdapter
+from adapterhub.data.task import TaskSpec
+from adapterhub.errors import CorruptAdapter
+
 from .bundle import CARD_FILE, TASK_FILE, digest_folder, hash_text, read_text
 from .card import Card
 

@@ -163,7 +163,9 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str
         offset += len(token.token)
         top: dict[str, float] = {}
         for text, _, logprob in token.top:
-            top.setdefault(text, finite(logprob))  # tokens that are parts of a character share one text; the likeliest stands
+            top.setdefault(
+                text, finite(logprob)
+            )  # tokens that are parts of a character share one text; the likeliest stands
         tops.append(top)
     return {
         "tokens": [token.token for token in tokens],

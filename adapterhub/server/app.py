@@ -36,30 +36,30 @@ def create_app(service: Service) -> FastAPI:
 def _add_probes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """200 while the process is up."""
+        """Answer 200 while the process is up."""
         return Json({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 once requests are answered; 503 while the base loads and while the server stops."""
-        service.require_hub()
+        """Answer 200 once requests are answered; 503 while the base loads and while the server stops."""
+        service.check_ready()
         return Json({"status": "ready"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus' text format."""
+        """Count in Prometheus' text format."""
         return Response(await service.look_up(service.metrics.render), headers={"content-type": CONTENT_TYPE})
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        """The base and every ref."""
+        """List the base and every ref."""
         return await list_models(service)
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
-        """One of them."""
+        """Describe one model."""
         return await show_model(service, request, model)
 
 

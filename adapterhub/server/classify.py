@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.runtime.prediction import Prediction
+from adapterhub.runtime.target import Prediction
 
 from .lookup import find_for, record_of
 from .schemas import ClassifyBody
@@ -21,7 +21,7 @@ async def classify(service: Service, request: Request, body: ClassifyBody) -> Re
     """Answer `/v1/classify`: one entry an input, in order."""
     record = record_of(request)
     target = await find_for(service, record, body.model, "classify")
-    work = service.classify(partial(service.require_hub().classify, target, body.input))
+    work = service.classify(partial(service.loaded.classify, target, body.input))
     try:
         predictions = await while_connected(request.receive, work)
     except ClientGone:

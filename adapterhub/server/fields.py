@@ -21,6 +21,7 @@ Input = str | dict[str, Any]
 
 def refusal(reason: str, field: str = "", *, unsupported: bool = False) -> PydanticCustomError:
     """Return the error to raise in a validator; `field` is added to the path of the value under validation."""
+    field = field[:80].encode("utf-8", "backslashreplace").decode()
     kind = "unsupported_field" if unsupported else "refused_value"
     return PydanticCustomError(kind, "{reason}", {"reason": reason, "field": field})
 
@@ -74,7 +75,7 @@ def encodable(value: Any) -> Any:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise refusal("text must be valid Unicode; it holds a lone surrogate (\\ud800–\\udfff)") from None
+        raise refusal("text must be valid Unicode; it holds a lone surrogate (\\ud800 to \\udfff)") from None
     return value
 
 

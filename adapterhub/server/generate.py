@@ -47,7 +47,7 @@ async def chat(service: Service, request: Request, body: ChatBody) -> Response:
 
 def fingerprint_of(service: Service) -> str:
     """Return the short fingerprint of the base that answers."""
-    return "fp_" + service.require_hub().base.fingerprint.removeprefix("sha256:")[:16]
+    return "fp_" + service.loaded.base.fingerprint.removeprefix("sha256:")[:16]
 
 
 def sampling_options(body: SamplingFields, target: Target) -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def _run(
     answer: Answer,
 ) -> Response:
     record = record_of(request)
-    feed = Feed(await service.look_up(partial(start, service.require_hub(), target, asked)))
+    feed = Feed(await service.look_up(partial(start, service.loaded, target, asked)))
     try:
         if not body.stream:
             return Json(await while_connected(request.receive, _whole(feed, answer, record)))
@@ -114,8 +114,7 @@ def start(hub: AdapterHub, target: Target, asked: Sequence[GenerationRequest]) -
     """Hand all requests to the engine; where one is refused, none of them runs on."""
     streams: list[GenerationStream] = []
     try:
-        for each in asked:
-            streams.append(hub.generate(target, each))
+        streams.extend(hub.generate(target, each) for each in asked)  # keeps those before a refusal
     except BaseException:
         for stream in streams:
             stream.cancel()

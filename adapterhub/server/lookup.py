@@ -26,13 +26,13 @@ def record_of(request: Request) -> Record:
 
 async def find(service: Service, record: Record, model: str) -> Target:
     """Return the target `model` names; raises what the hub raises (RefNotFound, BaseMismatch, …)."""
-    hub = service.require_hub()
+    hub = service.loaded
     record.model = model
     record.adapter = UNKNOWN_ADAPTER
     target = await service.look_up(partial(hub.target, model))
     # One label a version, however it was asked for.
-    name = target.name.partition("@")[0]
-    record.adapter = name if target.version is None else f"{name}@{target.version}"
+    is_base = target.spec is None
+    record.adapter = hub.base.name if is_base else f"{target.name.partition('@')[0]}@{target.version}"
     record.digest = target.digest
     return target
 
@@ -46,5 +46,3 @@ async def find_for(service: Service, record: Record, model: str, purpose: Purpos
         what = "the base" if target.spec is None else f"a {kind} task"
         raise UnsupportedRequest(f"{model!r} is {what}; ask it at {ENDPOINTS[fits]}", param="model")
     return target
-
-

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 NO_ADAPTER = "none"
 UNKNOWN_ADAPTER = "unknown"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+ROWS = {"running": "running_rows", "waiting": "waiting_rows"}
+COUNTED = frozenset({"adapter_loads", "adapter_evictions"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class EngineGauges:
-    """The engine's own numbers, read when asked for; one gauge a key."""
+class EngineNumbers:
+    """The engine's own numbers, read when asked for; one metric a key."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
         self._read = read
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Describe nothing beforehand: the keys are the engine's."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield a gauge for each number."""
+    def collect(self) -> Iterator[Metric]:
+        """Yield a metric for each number."""
         for key, value in self._read().items():
-            yield GaugeMetricFamily(f"adapterhub_{key}", f"Engine: {key.replace('_', ' ')}.", value=float(value))
+            name = ROWS.get(key, key)
+            family = CounterMetricFamily if key in COUNTED else GaugeMetricFamily
+            yield family(f"adapterhub_{name}", f"Engine: {name.replace('_', ' ')}.", value=float(value))
 
 
 class Metrics:
@@ -57,7 +61,7 @@ class Metrics:
             registry=registry,
             buckets=SECONDS,
         )
-        registry.register(EngineGauges(engine))
+        registry.register(EngineNumbers(engine))
         ProcessCollector(registry=registry)
 
     def render(self) -> bytes:

@@ -9,13 +9,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub.errors import Overloaded
+
 from .errors import error_response, respond
 from .record import Record, request_id
 from .service import LOG, Service
+from .wire import Json
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 OPEN_ROUTES = frozenset({"/health", "/ready"})
 QUIET_ROUTES = OPEN_ROUTES | {"/metrics"}
+# A client that is still sending would not read its refusal, so this much of a refused body is read and dropped.
+MAX_DROPPED_BYTES = 64 * 1024 * 1024
 TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 
 
@@ -70,15 +75,28 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        if scope["path"] not in OPEN_ROUTES and not self._may_enter(headers):
-            message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
-            refusal = error_response(401, message, headers={"www-authenticate": "Bearer"})
-            await refusal(scope, receive, send)
-        elif headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
-            await error_response(413, TOO_LARGE, headers={"connection": "close"})(scope, receive, send)
-        else:
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        if refusal is None:
             await self.app(scope, _limited(receive), send)
+        else:
+            await _drop_body(receive)
+            await refusal(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> Json | None:
+        if path in OPEN_ROUTES:
+            return None
+        if not self._may_enter(headers):
+            message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
+            return error_response(401, message, headers={"www-authenticate": "Bearer"})
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            return error_response(413, TOO_LARGE)
+        if path.startswith("/v1/"):
+            try:
+                self.service.check_ready()
+            except Overloaded as error:
+                return respond(error)
+        return None
 
     def _may_enter(self, headers: Headers) -> bool:
         if self.service.api_key is None:
@@ -98,7 +116,17 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > MAX_BODY_BYTES:
-            raise HTTPException(413, TOO_LARGE, headers={"connection": "close"})
+            if message.get("more_body", False):
+                await _drop_body(receive)
+            raise HTTPException(413, TOO_LARGE)
         return message
 
     return count
+
+
+async def _drop_body(receive: Receive) -> None:
+    dropped, more = 0, True
+    while more and dropped < MAX_DROPPED_BYTES:
+        message = await receive()
+        dropped += len(message.get("body", b""))
+        more = message.get("more_body", False)

@@ -16,14 +16,14 @@ from .wire import Json
 
 async def list_models(service: Service) -> Response:
     """Answer `/v1/models`."""
-    infos = await service.look_up(service.require_hub().models)
+    infos = await service.look_up(service.loaded.models)
     return Json({"object": "list", "data": [model_object(info) for info in infos]})
 
 
 async def show_model(service: Service, request: Request, model: str) -> Response:
     """Answer `/v1/models/{model}` for any ref, listed or not (`task@sha256:ab12…`)."""
     target = await find(service, record_of(request), model)
-    infos = await service.look_up(service.require_hub().models)
+    infos = await service.look_up(service.loaded.models)
     return Json({**model_object(_info(target, infos)), "id": model})
 
 

@@ -148,7 +148,9 @@ class ChatBody(SamplingFields):
             raise refusal("top_logprobs needs logprobs = true", "top_logprobs")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise refusal(f"max_tokens = {both[0]} and max_completion_tokens = {both[1]} differ; give one", "max_tokens")
+            raise refusal(
+                f"max_tokens = {both[0]} and max_completion_tokens = {both[1]} differ; give one", "max_tokens"
+            )
         return self
 
     @property

@@ -35,17 +35,17 @@ class Service:
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
 
-    @property
-    def ready(self) -> bool:
-        """Whether requests are taken."""
-        return self.hub is not None and not self.draining
-
-    def require_hub(self) -> AdapterHub:
-        """Return the hub; raises Overloaded while the base is loading or the server stops."""
+    def check_ready(self) -> None:
+        """Raise Overloaded while the base is loading and while the server stops."""
         if self.draining:
             raise Overloaded("the server is stopping; send the request to another one, or again later")
         if self.hub is None:
             raise Overloaded("the server is still loading its base; ask /ready and try again")
+
+    @property
+    def loaded(self) -> AdapterHub:
+        """The hub, for requests that were let in."""
+        assert self.hub is not None, "the guard lets no request in before the hub is loaded"
         return self.hub
 
     async def look_up(self, call: Callable[[], T]) -> T:

@@ -41,7 +41,7 @@ class Feed:
             stream.subscribe(partial(self._put, index))
 
     def _put(self, index: int, item: Chunk | Exception) -> None:
-        """Called from the engine's thread."""
+        """Take an item in the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, item))
         except RuntimeError:  # the loop is closed: nobody is left to read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,9 +99,13 @@ def build_network(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, longest:
     model.requires_grad_(requires_grad=False)
     heads = _heads(model)
     config = _adapter_config(job, choose_targets(model, lora.targets, lora.layers, heads), heads)
-    torch.manual_seed(job.recipe.training.seed)
     pooling = None if kind == "generation" else pooling_of(model)
-    network = Network(get_peft_model(model, _peft_config(config), autocast_adapter_dtype=True), config, pooling, dtype)
+    torch.manual_seed(job.recipe.training.seed)
+    with warnings.catch_warnings():
+        # PEFT asks every model under a name that newer transformers call deprecated.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = get_peft_model(model, _peft_config(config), autocast_adapter_dtype=True)
+    network = Network(adapted, config, pooling, dtype)
     _trainable_in_float32(network)
     return network
 

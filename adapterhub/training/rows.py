@@ -50,8 +50,8 @@ class Batch:
         return int(self.lengths.sum())
 
 
-def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any) -> list[Row]:
-    """Turn examples into rows.
+def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any, context_length: int) -> list[Row]:
+    """Turn examples into rows; `context_length` is the most tokens the base reads.
 
     Raises DataError for an example without gold answer, with an unknown label, without tokens, or too long.
     """
@@ -62,7 +62,7 @@ def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any) -> 
             rows.append(encode(example))
         except InvalidRequest as error:
             raise DataError(f"{example.where}: {error}") from error
-    _check_lengths(rows, spec)
+    _check_lengths(rows, spec, context_length)
     return rows
 
 
@@ -111,14 +111,19 @@ def _known(names: Iterable[str], labels: Sequence[str], example: Example) -> Non
             )
 
 
-def _check_lengths(rows: Sequence[Row], spec: TaskSpec) -> None:
+def _check_lengths(rows: Sequence[Row], spec: TaskSpec, context_length: int) -> None:
     long = [row for row in rows if len(row.ids) > spec.max_length]
     if long:
         longest = max(len(row.ids) for row in long)
+        fits = longest <= context_length
+        remedy = (
+            f"set max_length to {longest} in the recipe, or shorten or remove them"
+            if fits
+            else f"shorten or remove them: the longest has {longest}, and the base reads no more than {context_length}"
+        )
         raise DataError(
             f"{len(long)} of {len(rows)} rows are longer than max_length {spec.max_length} tokens, the first at "
-            f"{long[0].where} ({len(long[0].ids)} tokens); shorten or remove them, or set max_length to {longest} "
-            "in the recipe if the base's context allows it"
+            f"{long[0].where} ({len(long[0].ids)} tokens); {remedy}"
         )
 
 

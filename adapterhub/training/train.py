@@ -59,8 +59,8 @@ def train_adapter(job: TrainingJob, out: Path, progress: Progress) -> TrainingRe
 
 def _prepare(job: TrainingJob, accelerator: Accelerator, progress: Progress) -> tuple[Loop, Network, float]:
     tokenizer = load_tokenizer(job.base, job.recipe.pad_token)
-    train = encode_rows(job.train, job.spec, tokenizer)
-    validation = encode_rows(job.validation, job.spec, tokenizer)
+    train = encode_rows(job.train, job.spec, tokenizer, job.base.context_length)
+    validation = encode_rows(job.validation, job.spec, tokenizer, job.base.context_length)
     check_learnable(train, job.spec)
     longest = max(len(row.ids) for row in [*train, *validation])
     network = build_network(job, tokenizer, longest, accelerator.device)

@@ -1,0 +1,47 @@
+# Everything people and CI run. PYTHON chooses the interpreter, VENV where the development environment lives.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := -m pip --disable-pip-version-check --quiet
+# Named first and alone: other packages would pull in a build for GPUs, gigabytes larger.
+TORCH := torch==2.13.0
+
+.PHONY: install check test demo bench docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) install --upgrade pip
+	$(BIN)/python $(PIP) install $(TORCH)
+	$(BIN)/python $(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+check: $(STAMP)  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: $(STAMP)  ## all tests, with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(TESTS)
+
+demo:  ## a new environment, two tasks trained, served and asked in one batch
+	rm -rf .demo
+	$(PYTHON) -m venv .demo/venv
+	.demo/venv/bin/python $(PIP) install --upgrade pip
+	.demo/venv/bin/python $(PIP) install $(TORCH)
+	.demo/venv/bin/python $(PIP) install --constraint constraints.txt .
+	.demo/venv/bin/python benchmarks/demo.py .demo
+
+bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/mixed_batch.py
+
+docs: $(STAMP)  ## docs/cli.md from the command line itself
+	$(BIN)/python -m adapterhub.cli.reference > docs/cli.md
+
+clean:
+	rm -rf .demo .venv build dist .coverage .mypy_cache .pytest_cache .ruff_cache

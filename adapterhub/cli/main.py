@@ -1,0 +1,65 @@
+"""The command line's root: which commands there are, and how errors leave it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+
+import click
+import typer
+
+from adapterhub.errors import AdapterHubError, UsageError
+
+from .shared import console
+
+# In the order of the road from data to answer; each module adds its commands to the app.
+GROUPS = ("base", "recipe", "train", "registry", "registry_import", "predict", "serve", "hub")
+
+
+def create_app() -> typer.Typer:
+    """Return the whole command line."""
+    app = typer.Typer(
+        name="adapterhub",
+        help="Many tasks on one frozen foundation model: train small LoRA adapters, version them, serve them together.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def root(
+        show_version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    ) -> None:
+        if show_version:
+            sys.stdout.write(f"adapterhub {version('adapterhub')}\n")
+            raise typer.Exit
+
+    for name in GROUPS:
+        importlib.import_module(f"adapterhub.cli.{name}").register(app)
+    return app
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 0 for success, 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result = create_app()(arguments, standalone_mode=False)
+        return int(result or 0)
+    except AdapterHubError as error:
+        console().print(f"Error: {error}", style="red", markup=False, highlight=False)
+        return 2 if type(error) is UsageError else 1
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        console().print("Interrupted.", markup=False)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more when it flushes at exit.
+        sys.stdout = None
+        return 0

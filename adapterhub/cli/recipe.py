@@ -1,0 +1,110 @@
+"""`adapterhub recipe`: look recipes over before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .shared import JsonOption, SetOption, console, emit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adapterhub.pipeline.check import Report
+    from adapterhub.pipeline.estimate import Estimate
+
+_LABELS_SHOWN = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="Look recipes over.")
+    group.callback()(_group)
+    group.command("check")(check)
+    app.add_typer(group, name="recipe")
+
+
+def _group() -> None:
+    """Look recipes over before anything is trained."""
+
+
+def check(
+    recipes: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipe files.", show_default=False)],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate recipes and their data, count rows and labels, and estimate steps, size, memory and time.
+
+    Nothing is trained or fetched. Exits with 1 where any of the recipes would not train.
+    """
+    from adapterhub.pipeline.check import check_recipe
+
+    screen = console()
+    failed = False
+    for file in recipes:
+        report = check_recipe(file, overrides or ())
+        failed |= not report.ok
+        if as_json:
+            emit(report.to_record())
+        else:
+            show(report, screen)
+    if failed:
+        raise typer.Exit(1)
+
+
+def show(report: Report, screen: Console) -> None:
+    """Print a report for people."""
+    from rich.markup import escape
+
+    verdict = "[green]fine[/]" if report.ok else "[red]would not train[/]"
+    about = f" ({report.kind} on {report.base})" if report.task else ""
+    screen.print(
+        f"[bold]{escape(report.file)}[/]: {escape(report.task or '')}{escape(about)} {verdict}", highlight=False
+    )
+    if report.splits:
+        screen.print(_rows(report))
+    for problem in report.problems:
+        screen.print(f"  [red]error[/]    {escape(problem)}", highlight=False)
+    for warning in report.warnings:
+        screen.print(f"  [yellow]warning[/]  {escape(warning)}", highlight=False)
+    if report.note:
+        screen.print(f"  [cyan]note[/]     {escape(report.note)}", highlight=False)
+    if report.estimate:
+        for name, value in _figures(report.estimate):
+            screen.print(f"  {name:<9}{value}", highlight=False)
+
+
+def _rows(report: Report) -> object:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("split", box=None, padding=(0, 2))
+    table.add_column("file", overflow="fold")
+    table.add_column("rows", justify="right")
+    table.add_column("labels" if any(split.labels for split in report.splits.values()) else "")
+    for name, split in report.splits.items():
+        by_rows = sorted(split.labels.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{label} {count}" for label, count in by_rows[:_LABELS_SHOWN])
+        more = f" and {len(by_rows) - _LABELS_SHOWN} more" if len(by_rows) > _LABELS_SHOWN else ""
+        table.add_row(name, escape(split.source), f"{split.rows:,}", escape(shown + more))
+    return table
+
+
+def _figures(estimate: Estimate) -> list[tuple[str, str]]:
+    return [
+        (
+            "steps",
+            f"{estimate.steps:,}, about {estimate.tokens:,} tokens; the longest row has {estimate.longest_row:,}",
+        ),
+        ("adapter", f"{estimate.adapter_parameters:,} parameters, {estimate.adapter_bytes / 1e6:.2f} MB"),
+        ("memory", f"about {estimate.peak_memory_bytes / 1e9:.1f} GB at the peak (estimate, {estimate.precision})"),
+        ("time", f"about {_duration(estimate.seconds)} on this machine (estimate)"),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,70 @@
+"""`adapterhub serve`: one base and every task's adapter behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from adapterhub.errors import UsageError
+
+from .shared import RegistryOption, console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(serve)
+
+
+def serve(
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base to serve; else the one the registry's tasks lie on.")
+    ] = None,
+    registry: RegistryOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine it needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and tells it.")] = 8000,
+    adapters: Annotated[
+        str, typer.Option("--adapters", metavar="REF,…", help="Versions to load and verify before the server is ready.")
+    ] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; else by the free cores.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Requests that share one batch.")] = 32,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="Key that every client must send as a bearer token.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow other machines in without a key.")] = False,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="How long running requests may go on once the server is told to stop.")
+    ] = 30.0,
+) -> None:
+    """Serve the base and all adapters of a registry over HTTP, until SIGTERM or Ctrl-C."""
+    from adapterhub.registry.store import Registry
+    from adapterhub.server.run import ServerOptions, check_exposure
+    from adapterhub.server.run import serve as run
+    from adapterhub.server.startup import HubOptions, open_hub
+
+    options = ServerOptions(host, port, api_key, insecure, drain_seconds)
+    check_exposure(options)
+    refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
+    located = Registry.locate(registry)
+    if registry is not None and not located.is_dir():
+        raise UsageError(f"there is no registry at {str(located)!r}; publish something there first")
+    hub = HubOptions(located, base, refs, threads, max_rows)
+    _log_to_stderr()
+    run(partial(open_hub, hub), options, _say)
+
+
+def _say(line: str) -> None:
+    console().print(f"adapterhub: {line}", markup=False, highlight=False)
+
+
+def _log_to_stderr() -> None:
+    """Send request lines, one JSON object each, and what goes wrong to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("adapterhub")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").addHandler(handler)

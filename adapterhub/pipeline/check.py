@@ -1,0 +1,241 @@
+"""A recipe and its data looked over before training: everything wrong, everything odd, and what it will take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from adapterhub.base.catalog import CATALOG
+from adapterhub.base.source import Base, open_base
+from adapterhub.data.example import Example, collect_labels
+from adapterhub.data.files import read_examples
+from adapterhub.data.prompt import input_field, render_text
+from adapterhub.data.split import hold_out
+from adapterhub.data.task import PromptSpec
+from adapterhub.errors import AdapterHubError, BaseNotFound, DataError, InvalidRequest
+from adapterhub.recipe import Recipe, load_recipe
+
+from .build import make_spec
+from .estimate import Estimate, estimate, measure_lengths
+
+Found = TypeVar("Found")
+Asked = ParamSpec("Asked")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """A split as read: where from, how many rows, and how many of each label."""
+
+    source: str
+    rows: int
+    labels: Mapping[str, int]
+
+
+@dataclass
+class Report:
+    """What was found about one recipe file. With `problems` it would not train; `warnings` deserve a look.
+
+    `note` says why there is no estimate.
+    """
+
+    file: str
+    task: str | None = None
+    kind: str | None = None
+    base: str | None = None
+    splits: dict[str, SplitReport] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    estimate: Estimate | None = None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the recipe would train."""
+        return not self.problems
+
+    def to_record(self) -> dict[str, Any]:
+        """Return a record ready for JSON."""
+        splits = {
+            name: {"source": split.source, "rows": split.rows, "labels": dict(split.labels)}
+            for name, split in self.splits.items()
+        }
+        return {
+            "file": self.file,
+            "ok": self.ok,
+            "task": self.task,
+            "kind": self.kind,
+            "base": self.base,
+            "splits": splits,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "estimate": self.estimate.to_record() if self.estimate else None,
+            "note": self.note,
+        }
+
+
+def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+    """Return everything found about a recipe file; nothing people got wrong is raised."""
+    report = Report(str(path))
+    recipe = _collect(report, load_recipe, path, overrides)
+    if recipe is None:
+        return report
+    report.task, report.kind, report.base = recipe.task, recipe.kind, recipe.base
+    splits = _read_splits(recipe, report)
+    labels = _check_labels(recipe, splits, report)
+    _check_texts(recipe, splits, report)
+    base = _open_base(recipe, report)
+    if base is not None and len(splits) == sum(1 for _ in recipe.data.splits()):
+        report.estimate = _collect(report, _estimate, recipe, base, labels, splits)
+    return report
+
+
+def _collect(report: Report, step: Callable[Asked, Found], *args: Asked.args, **options: Asked.kwargs) -> Found | None:
+    """Run `step`; put what people got wrong among the problems."""
+    try:
+        return step(*args, **options)
+    except AdapterHubError as error:
+        report.problems += [line for line in str(error).splitlines() if line not in report.problems]
+        return None
+
+
+def _read_splits(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
+    """Read every split that can be read; the first wrong row of each of the others is a problem."""
+    splits: dict[str, list[Example]] = {}
+    for name, source in recipe.data.splits():
+        examples = _collect(report, _read, recipe, source)
+        if examples is not None:
+            splits[name] = examples
+            report.splits[name] = SplitReport(source, len(examples), _count_labels(examples))
+    return splits
+
+
+def _read(recipe: Recipe, source: str) -> list[Example]:
+    return list(read_examples(recipe.resolve(source), recipe.kind, labels=recipe.labels))
+
+
+def _count_labels(examples: Iterable[Example]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for example in examples:
+        counts.update(example.labels if example.labels is not None else [example.label] if example.label else [])
+    return dict(sorted(counts.items()))
+
+
+def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
+    """Return the task's labels; what training would refuse is a problem, what it cannot learn a warning."""
+    if recipe.kind == "generation" or "train" not in splits:
+        return ()
+    learnt = collect_labels(splits["train"])
+    labels = recipe.labels or learnt
+    if len(learnt) < 2 and recipe.kind == "classification":
+        report.problems.append(f"{recipe.data.train}: all rows have the label {learnt[0]!r}; there is nothing to learn")
+    if missing := [label for label in labels if label not in learnt]:
+        report.warnings.append(f"labels: {_some(missing)} in no training row, so never predicted with reason")
+    for examples in splits.values():
+        unknown = sorted({*collect_labels(examples)} - {*labels})
+        if unknown:
+            first = next(row.where for row in examples if unknown[0] in collect_labels([row]))
+            report.problems.append(f"{first}: unknown label {unknown[0]!r}; no row of {recipe.data.train} has it")
+    return labels
+
+
+def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report: Report) -> None:
+    """Warn of empty texts, of texts that come twice, and of splits that share texts."""
+    seen: dict[str, dict[str, list[Example]]] = {}
+    for name, examples in splits.items():
+        by_text = _collect(report, _by_text, recipe, examples)
+        if by_text is not None:
+            seen[name] = by_text
+            report.warnings += _text_warnings(report.splits[name].source, by_text)
+    for first, second in combinations(seen, 2):
+        shared = [text for text in seen[second] if text in seen[first]]
+        if shared:
+            example = seen[second][shared[0]][0]
+            report.warnings.append(
+                f"{second} and {first} share {_count(len(shared), 'text')}, the first at {example.where} "
+                f"({_short(shared[0])}); {second} metrics will flatter"
+            )
+
+
+def _by_text(recipe: Recipe, examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Group rows by what the base reads. Raises InvalidRequest where the prompt's template asks for a missing field."""
+    spec = PromptSpec(template=recipe.prompt.template)
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        messages = example.prompt_messages
+        try:
+            text = render_text(spec, example.fields, input_field(recipe.kind)) if messages is None else str(messages)
+        except InvalidRequest as error:
+            raise DataError(f"{example.where}: {error}") from error
+        groups.setdefault(text, []).append(example)
+    return groups
+
+
+def _text_warnings(source: str, by_text: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    blank = [row for text, rows in by_text.items() if not text.strip() for row in rows]
+    if blank:
+        yield f"{source}: {_count(len(blank), 'row')} with an empty text, the first at {blank[0].where}"
+    twice = [rows for text, rows in by_text.items() if len(rows) > 1 and text.strip()]
+    if twice:
+        extra = sum(len(rows) - 1 for rows in twice)
+        yield f"{source}: {_count(extra, 'row')} with the text of an earlier one, the first at {twice[0][1].where}"
+    torn = [rows for rows in twice if len({_answer(row) for row in rows}) > 1]
+    if torn:
+        yield (
+            f"{source}: {_count(len(torn), 'text')} with different answers, the first at {torn[0][0].where} "
+            f"and {next(row for row in torn[0] if _answer(row) != _answer(torn[0][0])).where}"
+        )
+
+
+def _answer(example: Example) -> object:
+    return example.label, example.labels and frozenset(example.labels), example.completion
+
+
+def _open_base(recipe: Recipe, report: Report) -> Base | None:
+    name = recipe.base_name
+    try:
+        return open_base(name, fetch=False)
+    except BaseNotFound as error:
+        if name in CATALOG or _HUB_ID.fullmatch(name):
+            report.note = f"base {name!r} is not on this machine; for estimates, run `adapterhub base pull {name}`"
+        else:
+            report.problems.append(f"{recipe.path}: {error}")
+    except AdapterHubError as error:
+        report.problems.append(f"{recipe.path}: {error}")
+    return None
+
+
+def _estimate(
+    recipe: Recipe, base: Base, labels: Sequence[str], splits: Mapping[str, Sequence[Example]]
+) -> Estimate | None:
+    from adapterhub.base.load import load_tokenizer
+
+    spec = make_spec(recipe, base, labels)
+    tokenizer = load_tokenizer(base, recipe.pad_token)
+    train, validation = splits["train"], splits.get("validation")
+    if validation is None:
+        train, validation = hold_out(train, seed=recipe.training.seed)
+    lengths = [measure_lengths(tokenizer, spec, rows) for rows in (train, validation, *_rest(splits))]
+    return estimate(recipe, base, spec, lengths[0], lengths[1])
+
+
+def _rest(splits: Mapping[str, Sequence[Example]]) -> list[Sequence[Example]]:
+    return [splits["test"]] if "test" in splits else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more are" if len(names) > 5 else " is" if len(names) == 1 else " are"
+    return ", ".join(map(repr, names[:5])) + more
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:59] + "…")

@@ -1,0 +1,163 @@
+"""`AdapterHub`: one base in memory, every task's adapter on it, answers by ref."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adapterhub.base.source import Base, open_base
+from adapterhub.data.task import TaskSpec
+from adapterhub.engine.scheduler import Limits
+from adapterhub.errors import RefNotFound, UnsupportedRequest, UsageError
+from adapterhub.registry.bundle import read_text
+from adapterhub.registry.store import Registry
+from adapterhub.registry.version import Version
+
+from .core import Input, LoadedBase
+from .stream import GenerationStream
+from .target import GenerationRequest, ModelInfo, Prediction, Target
+
+# Rows of one call that are in the engine at once: enough to fill its batches, few enough for flat memory.
+WINDOW = 256
+
+
+class AdapterHub:
+    """Answers refs on one base. Thread-safe; use as a context manager, or call `close`.
+
+    `base` is a name or a Base; None takes the base of `registry`'s first ref asked for. `registry` is a folder, a
+    Registry, or None for the usual place. `precision` is "auto", "float32" or "bfloat16".
+    """
+
+    def __init__(
+        self,
+        base: str | Base | None = None,
+        registry: str | Path | Registry | None = None,
+        *,
+        precision: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        max_rows: int = 32,
+        cache_tokens: int = 65536,
+        resident: int = 32,
+    ) -> None:
+        located = registry if registry is not None else Registry.locate()
+        self.registry = located if isinstance(located, Registry) else Registry(Path(located))
+        self._options = (precision, device, threads, Limits(rows=max_rows, cache_tokens=cache_tokens), resident)
+        self._lock = threading.Lock()
+        self._core: LoadedBase | None = None
+        if base is not None:
+            self._core = LoadedBase(base if isinstance(base, Base) else open_base(base), *self._options)
+
+    @property
+    def base(self) -> Base:
+        """The base in memory; raises UsageError before it is known."""
+        return self._loaded().base
+
+    def target(self, model: str) -> Target:
+        """Return who answers to `model`, a ref or the base's name.
+
+        Raises RefNotFound, BaseMismatch, CorruptAdapter, UnsafeAdapter.
+        """
+        if self._core is not None and model in {self._core.base.name, self._core.base.public_id}:
+            return Target(model)
+        version = self.registry.resolve(model)
+        core = self._core_for(version)
+        spec = version.spec()
+        adapter = core.adapters.get(model, version.path, spec, version.digest, version.base)
+        return Target(model, spec, version.digest, version.version, adapter)
+
+    def predict(self, ref: str, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
+        """Return one answer an input, in order. A bare text is the field `text`, or `prompt` in generation.
+
+        `options` are fields of GenerationRequest; generation is greedy unless `temperature` says otherwise.
+        """
+        return list(self.answers(self.target(ref), inputs, **options))
+
+    def predict_folder(self, folder: Path, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
+        """Answer as `predict` does with an adapter folder that is not published."""
+        spec = TaskSpec.from_json(read_text(folder / "task.json"))
+        adapter = self._loaded().adapters.get(str(folder), folder, spec, None, None)
+        return list(self.answers(Target(str(folder), spec, adapter.digest, None, adapter), inputs, **options))
+
+    def answers(self, target: Target, inputs: Iterable[Input], **options: Any) -> Iterator[Prediction]:
+        """Yield one answer an input, in order, a bounded number of them running at once."""
+        core = self._loaded()
+        start: Callable[[Input], Callable[[], Prediction]] = (
+            partial(core.start_classification, target)
+            if target.spec is not None and target.spec.kind != "generation"
+            else partial(core.start_completion, target, {"temperature": 0.0, **options})
+        )
+        running: deque[Callable[[], Prediction]] = deque()
+        for each in inputs:
+            if len(running) >= WINDOW:
+                yield running.popleft()()
+            running.append(start(each))
+        while running:
+            yield running.popleft()()
+
+    def classify(self, target: Target, inputs: Sequence[Input]) -> list[Prediction]:
+        """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets."""
+        if target.spec is None or target.spec.kind == "generation":
+            raise UnsupportedRequest(f"{target.name!r} generates text; it has no labels to choose from", param="model")
+        return list(self.answers(target, inputs))
+
+    def generate(self, target: Target, request: GenerationRequest) -> GenerationStream:
+        """Start a generation and return at once.
+
+        Raises InvalidRequest, PromptTooLong, UnsupportedRequest, Overloaded and Cancelled before anything runs.
+        """
+        return self._loaded().start_generation(target, request)
+
+    def models(self) -> list[ModelInfo]:
+        """Return the names that can be asked: the base, then every task, its aliases and its versions on this base."""
+        base = self._loaded().base
+        found = [ModelInfo(base.name, None, 0, None, "base")]
+        try:
+            tasks = self.registry.tasks()
+        except RefNotFound:
+            return found
+        for task in tasks:
+            versions = [v for v in self.registry.versions(task) if v.base_fingerprint == base.fingerprint]
+            if versions:
+                found += _infos(task, self.registry.resolve(task), versions, base.name)
+        return found
+
+    def stats(self) -> Mapping[str, float]:
+        """Return the engine's counters: rows running and waiting, resident adapters, loads, evictions, cache bytes."""
+        return {} if self._core is None else self._core.stats()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Stop; what still runs after `drain_seconds` ends with Cancelled."""
+        if self._core is not None:
+            self._core.loop.close(drain_seconds)
+
+    def __enter__(self) -> AdapterHub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _loaded(self) -> LoadedBase:
+        if self._core is None:
+            raise UsageError("no base is loaded yet: name one, or ask for a ref first")
+        return self._core
+
+    def _core_for(self, version: Version) -> LoadedBase:
+        with self._lock:
+            if self._core is None:
+                self._core = LoadedBase(open_base(version.base), *self._options)
+            return self._core
+
+
+def _infos(task: str, default: Version, versions: list[Version], base: str) -> list[ModelInfo]:
+    def info(name: str, version: Version) -> ModelInfo:
+        created = int(datetime.fromisoformat(version.created_at).timestamp())
+        return ModelInfo(name, base, created, version.digest, version.spec().kind)
+
+    aliased = [info(f"{task}@{alias}", v) for v in versions for alias in v.aliases]
+    return [info(task, default), *sorted(aliased, key=lambda i: i.id), *(info(v.ref, v) for v in versions)]

@@ -1,0 +1,87 @@
+"""What is asked, of whom, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.data.task import TaskSpec
+from adapterhub.engine.request import Adapter
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who answers: the bare base (no spec, digest, version or adapter) or one version of a task.
+
+    `name` is what was asked for. The digest is fixed here, so an alias that moves later does not change the answer.
+    """
+
+    name: str
+    spec: TaskSpec | None = None
+    digest: str | None = None
+    version: int | None = None
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A name that can be asked. `parent` is the base for adapters; `created` is in seconds since the epoch."""
+
+    id: str
+    parent: str | None
+    created: int
+    digest: str | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt, as exactly one of text, token ids, messages or a record's fields, and how to go on from it.
+
+    `max_tokens` None means what fits, at most 256. `logprobs` is the number of alternatives a token, 0 for the chosen
+    one alone, None for no log-probabilities.
+    """
+
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+    fields: Mapping[str, Any] | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`."""
+
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    probs: Mapping[str, float] | None = None
+    completion: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def answer(self) -> str | tuple[str, ...]:
+        """The label, the labels or the completion: what metrics compare with gold."""
+        if self.labels is not None:
+            return self.labels
+        found = self.label if self.label is not None else self.completion
+        assert found is not None
+        return found
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON-able answer, without token counts."""
+        if self.completion is not None:
+            return {"completion": self.completion}
+        key = "label" if self.labels is None else "labels"
+        value = self.label if self.labels is None else list(self.labels)
+        return {key: value, "probs": dict(self.probs or {})}

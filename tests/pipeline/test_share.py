@@ -1,0 +1,175 @@
+"""Push and pull against the local Hub: what arrives is what left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapterhub.errors import BaseNotFound, CorruptAdapter, FileMissing, NotFound, RefNotFound, UsageError
+from adapterhub.pipeline.adopt import Request, adopt
+from adapterhub.pipeline.share import pull, push
+from adapterhub.registry.store import Registry
+from adapterhub.registry.version import Published
+from tests.hub_server import HubServer
+from tests.pipeline.strangers import CONFIG, WEIGHTS, make_stranger, peft_logits
+from tests.tiny import make_tiny_base
+
+# The client's own uploads use a spelling that its HTTP library calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+FILES = [CONFIG, WEIGHTS, "task.json", "card.json", "README.md"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    with HubServer() as server:
+        server.connect(monkeypatch, tmp_path / "home")
+        yield server
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "here")
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "there")
+
+
+@pytest.fixture
+def version(hub: HubServer, here: Registry, base: Path, tmp_path: Path) -> Published:
+    folder = make_stranger(base, tmp_path / "theirs", labels=3)
+    return adopt(folder, here, Request("tone", base=str(base), labels=["glad", "sad", "other"]))
+
+
+def test_push_is_one_commit_of_the_whole_version(hub: HubServer, here: Registry, version: Published) -> None:
+    pushed = push("tone@1", "me/tone", here, private=True)
+    repo = hub.repos["me/tone"]
+    assert len(repo.commits) == 2
+    assert repo.private
+    assert (repo.head.sha, repo.head.message) == (pushed.commit.sha, f"Publish tone@1 ({version.digest[:19]})")
+    assert sorted(set(repo.head.tree) - {".gitattributes"}) == sorted(FILES)
+    for name in FILES[:-1]:
+        assert repo.head.tree[name] == (version.path / name).read_bytes()
+    readme = repo.head.tree["README.md"].decode()
+    assert "library_name: peft" in readme
+    assert "adapterhub pull me/tone --as tone" in readme
+    assert "ORG/NAME" not in readme
+
+
+def test_pull_ends_with_the_digest_that_was_pushed(
+    hub: HubServer, here: Registry, there: Registry, version: Published
+) -> None:
+    commit = push("tone", "me/tone", here).commit.sha
+    pulled = pull("me/tone", there, Request("mood"))
+    assert (pulled.task, pulled.version, pulled.digest, pulled.created) == ("mood", 1, version.digest, True)
+    assert pulled.spec() == version.spec()
+    assert pulled.card().extra["source"] == {"hub": "me/tone", "commit": commit}
+    assert there.verify() == []
+    assert not pull("me/tone", there, Request("mood")).created
+
+
+def test_pull_takes_a_revision(
+    hub: HubServer, here: Registry, there: Registry, base: Path, tmp_path: Path, version: Published
+) -> None:
+    first = push("tone@1", "me/tone", here).commit.sha
+    newer = adopt(make_stranger(base, tmp_path / "two", labels=3, seed=1), here, Request("tone", base=str(base)))
+    push("tone@2", "me/tone", here)
+    assert pull("me/tone", there, Request("mood")).digest == newer.digest
+    assert pull("me/tone", there, Request("mood"), revision=first).digest == version.digest
+    with pytest.raises(NotFound, match="no such revision"):
+        pull("me/tone", there, Request("mood"), revision="v9")
+
+
+def test_what_does_not_verify_is_not_pushed(hub: HubServer, here: Registry, version: Published) -> None:
+    (version.path / CONFIG).write_text("{}")
+    with pytest.raises(CorruptAdapter, match="tone@1 does not verify"):
+        push("tone", "me/tone", here)
+    assert hub.requests == []
+
+
+def test_wrong_names_are_told_before_anything_is_sent(hub: HubServer, here: Registry, version: Published) -> None:
+    with pytest.raises(UsageError, match="write ORG/NAME"):
+        push("tone", "tone", here)
+    with pytest.raises(RefNotFound):
+        push("tune", "me/tone", here)
+    with pytest.raises(UsageError, match="cannot be a task"):
+        pull("me/tone", here, Request("../x"))
+    assert hub.requests == []
+
+
+def test_a_tampered_repository_is_refused(hub: HubServer, here: Registry, there: Registry, version: Published) -> None:
+    push("tone", "me/tone", here)
+    repo = hub.repos["me/tone"]
+    weights = bytearray(repo.head.tree[WEIGHTS])
+    weights[-1] ^= 1
+    repo.commit("tamper", {WEIGHTS: bytes(weights)})
+    with pytest.raises(CorruptAdapter, match="but its card says"):
+        pull("me/tone", there, Request("mood"))
+    assert not there.root.exists()
+
+
+def test_a_strangers_plain_adapter_is_imported(hub: HubServer, there: Registry, base: Path, tmp_path: Path) -> None:
+    folder = make_stranger(base, tmp_path / "theirs", labels=2, target_modules="all-linear")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    commit = hub.add_repo("them/tone", {**files, "evil.bin": b"pickle"}).head.sha
+    with pytest.raises(BaseNotFound, match="say which with --base"):
+        pull("them/tone", there, Request("mood"))
+    pulled = pull("them/tone", there, Request("mood", base=str(base), labels=["a", "b"], paths=True))
+    assert pulled.spec().labels == ("a", "b")
+    assert pulled.card().extra["source"] == {"hub": "them/tone", "commit": commit}
+    assert torch.equal(peft_logits(base, folder, 2), peft_logits(base, pulled.path, 2))
+    assert not any("evil" in request for request in hub.requests)
+
+
+def test_a_base_named_by_hub_id_is_fetched_from_the_hub(
+    hub: HubServer, there: Registry, base: Path, tmp_path: Path
+) -> None:
+    hub.add_repo("them/base", {path.name: path.read_bytes() for path in base.iterdir()})
+    folder = make_stranger(base, tmp_path / "theirs")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "them/base"}))
+    hub.add_repo("them/tone", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    pulled = pull("them/tone", there, Request("mood"))
+    assert pulled.base == "them/base"
+    assert json.loads((pulled.path / CONFIG).read_text())["base_model_name_or_path"] == "them/base"
+
+
+def test_a_repository_of_pickles_is_refused_unfetched(hub: HubServer, there: Registry) -> None:
+    hub.add_repo("them/old", {CONFIG: b"{}", "adapter_model.bin": b"pickle"})
+    with pytest.raises(FileMissing, match="pickle files are never fetched"):
+        pull("them/old", there, Request("mood"))
+    assert not any("adapter_model.bin" in request for request in hub.requests)
+
+
+def test_plain_peft_of_another_process_loads_the_pushed_repository(
+    hub: HubServer, here: Registry, base: Path, version: Published, tmp_path: Path
+) -> None:
+    push("tone", "me/tone", here)
+    script = f"""
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+plain = AutoModelForSequenceClassification.from_pretrained({str(base)!r}, num_labels=3, attn_implementation="eager")
+model = PeftModel.from_pretrained(plain, "me/tone").eval()
+ids = torch.arange(3, 23)[None, :]
+with torch.no_grad():
+    torch.save(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, {str(tmp_path / "logits")!r})
+"""
+    env = {**os.environ, **hub.environment(tmp_path / "stranger"), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True)
+    logits = torch.load(tmp_path / "logits", weights_only=True)
+    assert torch.equal(logits, peft_logits(base, version.path, 3))

@@ -1,0 +1,191 @@
+"""Clients that leave, read slowly, or meet an error half-way; and a server that is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from adapterhub.runtime.stream import Chunk
+from adapterhub.server.stream import Feed
+
+from .fake import FakeStream, eventually
+from .running import Running
+
+
+def waiting(prompt: str = "wait", **options: Any) -> dict[str, Any]:
+    return {"model": "orders", "prompt": prompt, "max_tokens": 50, **options}
+
+
+@contextmanager
+def opened(server: Running, body: dict[str, Any], path: str = "/v1/completions") -> Iterator[socket.socket]:
+    """Send a request and leave the answer to the caller."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(head.encode() + data)
+        yield raw
+
+
+def left(server: Running) -> float:
+    """How many requests ended because their client left."""
+    text = server.ask("GET", "/metrics").body.decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if "requests_total" in line and '"499"' in line)
+
+
+def test_leaving_a_stream_cancels_it(server: Running) -> None:
+    before, gone = len(server.hub.streams), left(server)
+    with opened(server, waiting(stream=True)) as raw:
+        server.hub.allow(2)
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+    stream = server.hub.streams[before]
+    assert stream.cancelled.wait(10)
+    assert eventually(lambda: left(server) == gone + 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_before_the_first_token_cancels(server: Running, stream: bool) -> None:
+    before, gone = len(server.hub.streams), left(server)
+    with opened(server, waiting(["wait a", "wait b"], stream=stream)):  # type: ignore[arg-type]
+        assert eventually(lambda: len(server.hub.streams) == before + 2)
+    assert all(each.cancelled.wait(10) for each in server.hub.streams[before:])
+    assert eventually(lambda: left(server) == gone + 1)
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(server: Running) -> None:
+    """The engine's side ends although nobody reads, and others are answered meanwhile."""
+    before = len(server.hub.streams)
+    with opened(server, {"model": "orders", "prompt": "Hi", "max_tokens": 20_000, "stream": True}) as raw:
+        assert eventually(lambda: len(server.hub.streams) == before + 1)
+        assert server.hub.streams[before].ended.wait(60)
+        assert server.post("/v1/completions", {"model": "orders", "prompt": "Hi"}).status == 200
+        seen = b""
+        while not seen.endswith(b"0\r\n\r\n"):
+            seen += raw.recv(1 << 20)
+    assert seen.count(b'"text":') == 20_000
+    assert b"data: [DONE]" in seen
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_an_error_half_way_is_the_last_event(server: Running, path: str) -> None:
+    turns = {"messages": [{"role": "user", "content": "late"}]}
+    prompt = {"prompt": "late"} if path == "/v1/completions" else turns
+    answer = server.post(path, {"model": "orders", "max_tokens": 9, "stream": True, **prompt})
+    assert answer.status == 200
+    assert "secret" not in answer.body.decode()
+    assert answer.events[-1]["error"]["code"] == "internal_error"
+    assert "[DONE]" not in answer.events
+    assert len(answer.events) >= 4
+    text = server.ask("GET", "/metrics").body.decode()
+    assert f'route="{path}",status="500"' in text
+
+
+def test_a_feed_whose_loop_is_closed_cancels() -> None:
+    def run(_: FakeStream) -> Iterator[Chunk]:
+        released.wait(10)
+        yield Chunk("a", (1,), None, None, 1, 1)
+
+    import threading
+
+    released = threading.Event()
+    stream = FakeStream(run)
+
+    async def make() -> Feed:
+        return Feed([stream])  # type: ignore[list-item]
+
+    asyncio.run(make())
+    released.set()
+    assert stream.cancelled.wait(10)
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the slow server as a process of its own; yields it with its port once it is ready."""
+    command = [sys.executable, "-m", "tests.server.slow_server", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as child:
+        assert child.stderr is not None
+        try:
+            for line in child.stderr:
+                if line.startswith("ready: "):
+                    yield child, int(line.rsplit(":", 1)[1])
+                    return
+            raise AssertionError("the server ended before it was ready")
+        finally:
+            child.kill()
+
+
+def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(number: signal.Signals) -> None:
+    """What runs is answered whole; what is new is refused, in words, until the process ends with 0."""
+    with process("30") as (child, port):
+        running = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = json.dumps(waiting(stream=True))
+        running.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        assert ask(port, "POST", "/allow/1")[0] == 200
+        response = running.getresponse()
+        child.send_signal(number)
+        assert eventually(lambda: ask(port, "GET", "/ready")[0] == 503)
+        status, refusal = ask(port, "POST", "/v1/completions", waiting("Hi"))
+        assert status == 503
+        assert "stopping" in json.loads(refusal)["error"]["message"]
+        assert ask(port, "GET", "/health")[0] == 200
+        assert ask(port, "POST", "/allow/100")[0] == 200
+        answer = response.read().decode()
+        running.close()
+        assert answer.count('"text":') == 50
+        assert answer.endswith("data: [DONE]\n\n")
+        assert child.wait(30) == 0
+
+
+def test_what_outlasts_the_drain_is_told_so() -> None:
+    with process("0.1") as (child, port):
+        running = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = json.dumps(waiting(stream=True))
+        running.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        assert ask(port, "POST", "/allow/1")[0] == 200
+        response = running.getresponse()
+        child.terminate()
+        answer = response.read().decode()
+        running.close()
+        assert '"code":"cancelled"' in answer
+        assert "[DONE]" not in answer
+        assert child.wait(30) == 0
+
+
+def test_an_idle_server_ends_at_once() -> None:
+    with process("1000") as (child, _):
+        child.terminate()
+        assert child.wait(30) == 0
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with process("1000") as (child, port):
+        running = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        running.request("POST", "/v1/completions", json.dumps(waiting()), {"content-type": "application/json"})
+        assert eventually(lambda: b"adapterhub_running_rows 1.0" in ask(port, "GET", "/metrics")[1])
+        child.terminate()
+        assert eventually(lambda: ask(port, "GET", "/ready")[0] == 503)
+        child.terminate()
+        assert child.wait(30) == -signal.SIGTERM
+        running.close()

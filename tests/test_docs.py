@@ -1,0 +1,52 @@
+"""What the documents say is true: every command in them runs, and docs/cli.md is what the command line prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cli.reference import reference
+from tests.hub_server import HubServer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the shell blocks of a page; `make` lines apart, which `.ci/run` runs as steps of their own."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    kept = ["\n".join(line for line in block.splitlines() if not line.startswith("make ")) for block in blocks]
+    return [block for block in kept if block.strip()]
+
+
+def test_cli_reference_is_what_the_command_line_prints() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == reference(), "run `make docs`"
+
+
+def test_pages_have_commands() -> None:
+    assert len(commands(ROOT / "README.md")) > 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for name in ("recipes", "registry"):
+        shutil.copytree(ROOT / name, home / name)
+    with HubServer() as hub:
+        environment = {
+            **os.environ,
+            **hub.environment(tmp_path / "hf"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        script = "\n".join(["set -euo pipefail", *commands(page)])
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=home, env=environment, capture_output=True, text=True, timeout=580, check=False
+        )
+    assert done.returncode == 0, f"{page.name}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub import metrics
+from adapterhub.metrics import Metric, accuracy, evaluate, exact_match, field_f1, macro_f1, multilabel_f1
+
+labels = st.sampled_from("abcd")
+answers = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)
+label_sets = st.frozensets(labels)
+set_answers = st.lists(st.tuples(label_sets, label_sets), min_size=1, max_size=40)
+
+
+def slow_f1(gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]]) -> tuple[float, float]:
+    """Micro and macro F1 by their definitions, from precision and recall."""
+
+    def f1(names: Collection[str]) -> float:
+        pairs = [(name in want, name in got) for want, got in zip(gold, predicted, strict=True) for name in names]
+        hits = sum(want and got for want, got in pairs)
+        precision = hits / max(1, sum(got for _, got in pairs))
+        recall = hits / max(1, sum(want for want, _ in pairs))
+        return 2 * precision * recall / (precision + recall) if hits else 0.0
+
+    names = {name for row in (*gold, *predicted) for name in row}
+    return (f1(names), sum(f1([name]) for name in names) / len(names)) if names else (1.0, 1.0)
+
+
+def holds(metric: Metric) -> bool:
+    return 0 <= metric.low <= metric.value <= metric.high <= 1
+
+
+def test_wilson_interval_of_a_worked_example() -> None:
+    # 81 of 263: (0.2553, 0.3662), Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    metric = accuracy(["x"] * 263, ["x"] * 81 + ["y"] * 182)
+    assert metric.value == pytest.approx(81 / 263)
+    assert metric.low == pytest.approx(0.2553, abs=5e-5)
+    assert metric.high == pytest.approx(0.3662, abs=5e-5)
+
+
+def test_perfect_answers_still_have_an_interval() -> None:
+    metric = accuracy(["x"] * 20, ["x"] * 20)
+    assert (metric.value, metric.high) == (1.0, 1.0)
+    assert metric.low == pytest.approx(20 / (20 + 1.959964**2))
+
+
+@given(answers)
+def test_intervals_hold_their_value(rows: list[tuple[str, str]]) -> None:
+    gold, predicted = zip(*rows, strict=True)
+    assert all(holds(metric) for metric in evaluate("classification", gold, predicted).values())
+
+
+@given(set_answers)
+def test_f1_is_what_its_definition_says(rows: list[tuple[frozenset[str], frozenset[str]]]) -> None:
+    gold, predicted = zip(*rows, strict=True)
+    found = multilabel_f1(gold, predicted)
+    micro, macro = slow_f1(gold, predicted)
+    assert found["micro_f1"].value == pytest.approx(micro, abs=1e-6)
+    assert found["macro_f1"].value == pytest.approx(macro, abs=1e-6)
+    assert holds(found["micro_f1"])
+    assert holds(found["macro_f1"])
+
+
+@given(answers)
+def test_micro_f1_of_single_labels_is_accuracy(rows: list[tuple[str, str]]) -> None:
+    gold, predicted = zip(*rows, strict=True)
+    micro = multilabel_f1([{label} for label in gold], [{label} for label in predicted])["micro_f1"]
+    assert micro.value == pytest.approx(accuracy(gold, predicted).value, abs=1e-6)
+
+
+def test_labels_nobody_used_do_not_drag_the_mean_down() -> None:
+    assert macro_f1(["a", "b"], ["a", "b"], ["a", "b", "c"]).value == 1.0
+    assert macro_f1(["a", "b"], ["a", "c"], ["a", "b", "c"]).value == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_intervals_are_those_of_the_bootstrap() -> None:
+    draw = random.Random(0)
+    gold = [draw.choice("abc") for _ in range(200)]
+    predicted = [label if draw.random() < 0.8 else draw.choice("abc") for label in gold]
+    metric = macro_f1(gold, predicted)
+    values = []
+    for _ in range(2000):
+        rows = [draw.randrange(200) for _ in range(200)]
+        values.append(slow_f1([{gold[row]} for row in rows], [{predicted[row]} for row in rows])[1])
+    values.sort()
+    assert metric.low == pytest.approx(values[50], abs=0.015)
+    assert metric.high == pytest.approx(values[1950], abs=0.015)
+    assert metric.low < metric.value < metric.high
+
+
+def test_equal_inputs_give_equal_intervals_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold, predicted = list("abcabcabca") * 3, list("abcabbabca") * 3
+    whole = macro_f1(gold, predicted)
+    assert macro_f1(gold, predicted) == whole
+    monkeypatch.setattr(metrics, "_CHUNK_CELLS", 30 * 7)
+    assert macro_f1(gold, predicted) == whole
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "right"),
+    [
+        ("yes", " yes\n", True),
+        ("yes", "Yes", False),
+        ('{"a": 1, "b": [2]}', '{"b":[2.0],"a":1}', True),
+        ('{"a": 1}', '{"a": true}', False),
+        ('{"a": 1}', '{"a": "1"}', False),
+        ('{"a": 1}', '{"a": 1', False),
+        ("[1, 2]", "[2, 1]", False),
+        ("1", "1.0", False),  # a bare number is a text like any other
+        ("null", "nothing", False),
+        ("", "", True),
+        ("a", None, False),
+    ],
+)
+def test_exact_match(gold: str, predicted: Any, right: bool) -> None:
+    assert exact_match([gold], [predicted]).value == right
+
+
+def test_field_f1_counts_fields_with_their_values() -> None:
+    gold = ['{"date": "9th", "time": "10pm"}', "{}", '{"people": 2}']
+    predicted = ['{"date": "9th", "time": "9pm"}', '{"people": 3}', "two people"]
+    # One hit among 3 gold and 3 predicted pairs.
+    assert field_f1(gold, predicted).value == pytest.approx(2 / 6)
+    assert field_f1(gold, gold) == Metric(1.0, 1.0, 1.0)
+    assert field_f1(["{}"], ["{}"]).value == 1.0
+
+
+def test_each_kind_has_its_metrics() -> None:
+    assert set(evaluate("classification", ["a"], ["a"], ["a", "b"])) == {"accuracy", "macro_f1"}
+    assert set(evaluate("multilabel", [["a"]], [()], ["a", "b"])) == {"micro_f1", "macro_f1"}
+    assert set(evaluate("generation", ["{}", '{"a": 1}'], ["x", "y"])) == {"exact_match", "field_f1"}
+    assert set(evaluate("generation", ["{}", "[1]"], ["x", "y"])) == {"exact_match"}
+
+
+def test_records() -> None:
+    assert Metric(0.5, 0.25, 0.75).to_record() == {"value": 0.5, "low": 0.25, "high": 0.75}
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "generation"])
+def test_there_must_be_as_many_predictions_as_gold_answers(kind: Any) -> None:
+    for gold, predicted in (([], []), (["a"], []), (["a"], ["a", "b"])):
+        with pytest.raises(ValueError, match="predictions"):
+            evaluate(kind, gold, predicted)
+
+
+def test_large_tables_take_little_time_and_memory() -> None:
+    draw = random.Random(0)
+    names = [f"label{n}" for n in range(150)]
+    gold = [draw.choice(names) for _ in range(5000)]
+    assert macro_f1(gold, gold, names) == Metric(1.0, 1.0, 1.0)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.errors import ConfigError
+from adapterhub.recipe import Recipe, load_recipe
+
+SMALLEST = """\
+task: trec6
+base: smollm2-135m-instruct
+kind: classification
+data: {train: data/train.jsonl}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def load(folder: Path, more: str = "", *overrides: str) -> Recipe:
+    return load_recipe(write(folder, SMALLEST + more), overrides)
+
+
+def refused(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(folder, text), overrides)
+    return str(caught.value).splitlines()
+
+
+def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path)
+    assert recipe.to_record() == {
+        "task": "trec6",
+        "base": "smollm2-135m-instruct",
+        "kind": "classification",
+        "data": {"train": "data/train.jsonl", "validation": None, "test": None},
+        "description": "",
+        "license": None,
+        "language": [],
+        "datasets": [],
+        "labels": None,
+        "max_length": None,
+        "prompt": {"style": None, "system": None, "template": None},
+        "pad_token": None,
+        "lora": {
+            "rank": 8,
+            "alpha": 16.0,
+            "targets": "all-linear",
+            "layers": "all",
+            "dropout": 0.0,
+            "variant": "lora",
+        },
+        "training": {
+            "epochs": 3.0,
+            "steps": None,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "schedule": "linear",
+            "warmup": 0.06,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "seed": 0,
+            "precision": "auto",
+            "eval_every": None,
+            "early_stopping": None,
+        },
+    }
+    assert json.loads(json.dumps(recipe.to_record())) == recipe.to_record()
+
+
+def test_defaults_follow_what_is_given(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "lora: {rank: 4}\ntraining: {steps: 10}\n", "kind=generation")
+    assert recipe.lora.alpha == 8.0
+    assert (recipe.training.epochs, recipe.training.steps) == (None, 10)
+    assert recipe.training.learning_rate == 5e-4
+    assert load(tmp_path, "lora: {rank: 4, alpha: 1}\n").lora.alpha == 1.0
+    assert load(tmp_path, "lora:\ntraining:\nprompt:\n").to_record() == load(tmp_path).to_record()
+
+
+def test_lists_and_layers(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "labels: [b, a]\nlora: {targets: [q_proj, v_proj], layers: [3, 1]}\n")
+    assert recipe.labels == ("b", "a")
+    assert recipe.lora.targets == ("q_proj", "v_proj")
+    assert recipe.lora.layers == (1, 3)
+    assert load(tmp_path, "lora: {layers: top-8}").lora.layers == "top-8"
+
+
+def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "labels: [yes, no, on, 12:30, 2024-05-01, 010]\ntraining: {learning_rate: 1e-4}\n")
+    assert recipe.labels == ("yes", "no", "on", "12:30", "2024-05-01", "010")
+    assert recipe.training.learning_rate == 1e-4
+    assert load(tmp_path, "", "training.learning_rate=2e-4", "language=[no]").language == ("no",)
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    recipe = load(tmp_path)
+    assert recipe.resolve(recipe.data.train) == tmp_path / "data/train.jsonl"
+    assert recipe.resolve("/data/x.csv") == Path("/data/x.csv")
+    assert str(recipe.resolve("hf:org/name:config@test")) == "hf:org/name:config@test"
+    assert load(tmp_path, "", "data.test=t.csv").data.test == "t.csv"
+
+
+def test_a_base_may_be_a_path_beside_the_recipe(tmp_path: Path) -> None:
+    assert load(tmp_path).base_name == "smollm2-135m-instruct"
+    assert load(tmp_path, "", "base=org/name").base_name == "org/name"
+    assert load(tmp_path, "", "base=./bases/tiny").base_name == str(tmp_path.resolve() / "bases/tiny")
+    assert load(tmp_path, "", "base=/bases/tiny").base_name == "/bases/tiny"
+
+
+def test_unknown_keys_name_the_nearest_known_one(tmp_path: Path) -> None:
+    text = SMALLEST + "training: {epoch: 1}\nrank: 4\nlora: {zzz: 1}\n"
+    file = tmp_path / "recipe.yaml"
+    assert refused(tmp_path, text) == [
+        f"{file}: unknown key 'lora.zzz'; known here: alpha, dropout, layers, rank, targets, variant",
+        f"{file}: unknown key 'training.epoch'; did you mean 'training.epochs'?",
+        f"{file}: unknown key 'rank'; did you mean 'lora.rank'?",
+    ]
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    assert refused(tmp_path, "task: Trec\nkind: classify\ndata: {train: ''}\n") == [
+        f"{file}: task is 'Trec': must be 1 to 64 lower-case letters, digits, '.', '_' or '-', "
+        "and begin with a letter or digit",
+        f"{file}: the key 'base' is missing; every recipe needs it",
+        f"{file}: kind is 'classify': must be 'classification', 'multilabel' or 'generation'",
+        f"{file}: data.train is '': String should have at least 1 character",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("lora: {rank: 0}", "lora.rank is 0: must be greater than or equal to 1"),
+        ("lora: {rank: 8.5}", "lora.rank is 8.5: must be a valid integer"),
+        ("lora: {rank: '8'}", "lora.rank is '8': must be a valid integer"),
+        ("lora: {alpha: true}", "lora.alpha is True: must be a valid number"),
+        ("lora: {dropout: 1}", "lora.dropout is 1: must be less than 1"),
+        ("lora: {variant: dora}", "lora.variant is 'dora': must be 'lora' or 'rslora'"),
+        ("lora: {targets: q_proj}", "lora.targets is 'q_proj': must be 'all-linear' or a list"),
+        ("lora: {targets: []}", "lora.targets is []: must be 'all-linear' or a list"),
+        ("lora: {layers: top-0}", "lora.layers is 'top-0': must be 'all', 'top-N'"),
+        ("lora: {layers: [1, -1]}", "lora.layers is [1, -1]: must be 'all', 'top-N'"),
+        ("lora: {layers: [1, 1]}", "lora.layers is [1, 1]: names a layer twice"),
+        ("lora: 3", "lora is 3: must be a section with keys of its own"),
+        ("labels: [a]", "labels has 1 name(s); classification needs at least 2"),
+        ("labels: [a, a]", "labels is ['a', 'a']: 'a' is given twice"),
+        ("labels: [a, '']", "labels is ['a', '']: entry 2 is empty"),
+        ("labels: [a, 1]", "labels.1 is 1: must be a valid string; put quotes around it"),
+        ("license: true", "license is True: must be a valid string; put quotes around it"),
+        ("max_length: 0", "max_length is 0: must be greater than or equal to 1"),
+        ("prompt: {template: '{a b}'}", "prompt.template is '{a b}': '{a b}' is not a field name in braces"),
+        ("prompt: {style: alpaca}", "prompt.style is 'alpaca': must be 'chat' or 'plain'"),
+        ("training: {epochs: 1, steps: 2}", "training: epochs (1) and steps (2) are both given; keep one of them"),
+        ("training: {epochs: 0}", "training.epochs is 0: must be greater than 0"),
+        ("training: {learning_rate: .inf}", "training.learning_rate is inf: must be a finite number"),
+        ("training: {warmup: 1.5}", "training.warmup is 1.5: must be less than or equal to 1"),
+        ("training: {seed: -1}", "training.seed is -1: must be greater than or equal to 0"),
+        ("path: x", "unknown key 'path'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path: Path, more: str, said: str) -> None:
+    (message,) = refused(tmp_path, SMALLEST + more)
+    assert message.startswith(f"{tmp_path / 'recipe.yaml'}: {said}")
+
+
+def test_generation_has_no_labels(tmp_path: Path) -> None:
+    (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=generation")
+    assert "a generation task has none" in message
+    assert load(tmp_path, "labels: [a]", "kind=multilabel").labels == ("a",)
+
+
+class TestOverrides:
+    def test_values_are_yaml_and_sections_come_to_be(self, tmp_path: Path) -> None:
+        overrides = ["training.epochs=1", "lora.targets=[q_proj]", "description=a = b", "data.test=null"]
+        recipe = load(tmp_path, "", *overrides)
+        assert recipe.training.epochs == 1.0
+        assert recipe.lora.targets == ("q_proj",)
+        assert recipe.description == "a = b"
+        assert recipe.data.test is None
+
+    def test_the_later_one_wins(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "", "lora.rank=1", "lora.rank=2").lora.rank == 2
+
+    @pytest.mark.parametrize(("written", "override"), [("epochs: 3", "steps=7"), ("steps: 3", "epochs=7")])
+    def test_epochs_replace_steps_and_the_other_way_round(self, tmp_path: Path, written: str, override: str) -> None:
+        training = load(tmp_path, f"training: {{{written}}}", f"training.{override}").training
+        assert {training.epochs, training.steps} == {None, 7}
+        (message,) = refused(tmp_path, SMALLEST, "training.epochs=1", "training.steps=2")
+        assert "both given" in message
+
+    def test_errors_name_the_override(self, tmp_path: Path) -> None:
+        assert refused(tmp_path, SMALLEST, "lora.rank=x", "training.epoch=1") == [
+            "--set lora.rank: lora.rank is 'x': must be a valid integer",
+            "--set training.epoch: unknown key 'training.epoch'; did you mean 'training.epochs'?",
+        ]
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("rank", "expected KEY=VALUE"),
+            ("=1", "expected KEY=VALUE"),
+            ("lora..rank=1", "expected KEY=VALUE"),
+            ("path=x", "expected KEY=VALUE"),
+            ("task.name=x", "'task' holds 'trec6', which has no keys below it"),
+            ("labels=[a", "not valid YAML"),
+        ],
+    )
+    def test_what_is_no_override_is_refused(self, tmp_path: Path, override: str, said: str) -> None:
+        (message,) = refused(tmp_path, SMALLEST, override)
+        assert message.startswith(f"--set {override}")
+        assert said in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ": the recipe is empty"),
+        ("- task", ": the recipe holds ['task']"),
+        ("task: a\nbase: [b\n", ":3: not valid YAML"),
+        ("task: a\nbase: b\ntask: c\n", ":3: not valid YAML (key 'task' is given twice)"),
+        ("task: a\nlora: {rank: 1, rank: 2}\n", ":2: not valid YAML (key 'rank' is given twice)"),
+        ("task: a\n? [x]\n: b\n", ":2: not valid YAML (a key is not a plain name)"),
+        ("task: !!python/object/apply:os.system ['false']\n", ":1: not valid YAML (could not determine a constructor"),
+        ("task: !!int abc\n", ": not valid YAML"),
+        ("task: &a [*a]\n", ":1: not valid YAML"),
+        ("task: \x00\n", ": not valid YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    assert refused(tmp_path, text)[0].startswith(f"{tmp_path / 'recipe.yaml'}{said}")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such recipe file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"task: caf\xe9\n")
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_recipes_do_not_change(tmp_path: Path) -> None:
+    recipe: Any = load(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.training.epochs = 5
