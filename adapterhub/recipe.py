@@ -259,6 +259,9 @@ def _replace_length(record: dict[str, Any], overridden: set[tuple[str, ...]]) ->
             record["training"].pop(other, None)
 
 
+_MESSAGES = {"model_type": "must be a section with keys of its own", "string_too_short": "must not be empty"}
+
+
 def _problem(detail: ErrorDetails, file: Path, overridden: set[tuple[str, ...]]) -> str:
     keys = tuple(str(key) for key in detail["loc"])
     place = f"--set {'.'.join(keys)}" if any(keys[: len(given)] == given for given in overridden) else str(file)
@@ -267,9 +270,9 @@ def _problem(detail: ErrorDetails, file: Path, overridden: set[tuple[str, ...]])
         return f"{place}: unknown key {dotted!r}; {_nearest(keys)}"
     if detail["type"] == "missing":
         return f"{place}: the key {dotted!r} is missing; every recipe needs it"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if detail["type"] == "model_type":
-        message = "must be a section with keys of its own"
+    message = _MESSAGES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace(
+        "Input should", "must"
+    )
     if not keys or isinstance(detail["input"], dict):
         return f"{place}: {dotted}{': ' if dotted else ''}{message}"
     hint = "; put quotes around it" if detail["type"] == "string_type" and _is_scalar(detail["input"]) else ""
@@ -302,7 +305,7 @@ def _known_keys(section: type[Section] = Recipe, prefix: str = "") -> Iterator[s
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data with YAML 1.2's scalars: `no` is a word, `1e-3` a number, `12:30` and dates are text."""
+    """Plain data with YAML 1.2's scalars: `no` is a word, `1e-3` a number; `12:30`, dates and 007 are text."""
 
     yaml_implicit_resolvers: Mapping[str, Any] = {}  # type: ignore[assignment]
 
@@ -321,7 +324,11 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+        list("-+.0123456789"),
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 

@@ -25,7 +25,7 @@ TARGETS = {
 
 def load_plain(base: Path, labels: int | None, dtype: torch.dtype = torch.float32) -> Any:
     """Return the plain transformers model, with a classification head of `labels` outputs, or causal."""
-    kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
     if labels is None:
         return AutoModelForCausalLM.from_pretrained(base, **kwargs).eval()
     return AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, **kwargs).eval()

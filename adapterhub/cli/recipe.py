@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from .shared import JsonOption, SetOption, console, emit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adapterhub.pipeline.check import Report
+    from adapterhub.pipeline.check import Report, SplitReport
     from adapterhub.pipeline.estimate import Estimate
 
 _LABELS_SHOWN = 8
@@ -63,8 +64,8 @@ def show(report: Report, screen: Console) -> None:
     screen.print(
         f"[bold]{escape(report.file)}[/]: {escape(report.task or '')}{escape(about)} {verdict}", highlight=False
     )
-    if report.splits:
-        screen.print(_rows(report))
+    for name, split in report.splits.items():
+        screen.print(f"  {escape(_split(name, split))}", highlight=False)
     for problem in report.problems:
         screen.print(f"  [red]error[/]    {escape(problem)}", highlight=False)
     for warning in report.warnings:
@@ -76,20 +77,19 @@ def show(report: Report, screen: Console) -> None:
             screen.print(f"  {name:<9}{value}", highlight=False)
 
 
-def _rows(report: Report) -> object:
-    from rich.markup import escape
-    from rich.table import Table
+def _split(name: str, split: SplitReport) -> str:
+    return f"{name:<11} {split.rows:>7,} rows  {split.source}{_labels(split.labels)}"
 
-    table = Table("split", box=None, padding=(0, 2))
-    table.add_column("file", overflow="fold")
-    table.add_column("rows", justify="right")
-    table.add_column("labels" if any(split.labels for split in report.splits.values()) else "")
-    for name, split in report.splits.items():
-        by_rows = sorted(split.labels.items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{label} {count}" for label, count in by_rows[:_LABELS_SHOWN])
-        more = f" and {len(by_rows) - _LABELS_SHOWN} more" if len(by_rows) > _LABELS_SHOWN else ""
-        table.add_row(name, escape(split.source), f"{split.rows:,}", escape(shown + more))
-    return table
+
+def _labels(counts: Mapping[str, int]) -> str:
+    """Say how many rows each label has, or, of many labels, between which bounds."""
+    if not counts:
+        return ""
+    least, most = min(counts.values()), max(counts.values())
+    if least == most or len(counts) > _LABELS_SHOWN:
+        return f" ({len(counts)} labels, {least}{'' if least == most else f' to {most}'} each)"
+    by_rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f" ({', '.join(f'{label} {count}' for label, count in by_rows)})"
 
 
 def _figures(estimate: Estimate) -> list[tuple[str, str]]:
@@ -100,11 +100,12 @@ def _figures(estimate: Estimate) -> list[tuple[str, str]]:
         ),
         ("adapter", f"{estimate.adapter_parameters:,} parameters, {estimate.adapter_bytes / 1e6:.2f} MB"),
         ("memory", f"about {estimate.peak_memory_bytes / 1e9:.1f} GB at the peak (estimate, {estimate.precision})"),
-        ("time", f"about {_duration(estimate.seconds)} on this machine (estimate)"),
+        ("time", f"about {duration(estimate.seconds)} on this machine (estimate)"),
     ]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

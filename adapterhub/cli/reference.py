@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-import click
 import typer
 
 from .main import create_app
@@ -22,16 +22,15 @@ def reference() -> str:
     root = typer.main.get_command(create_app())
     parts = [INTRODUCTION]
     for name, command in _commands("adapterhub", root):
-        context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+        context = command.context_class(command, info_name=name, terminal_width=100, max_content_width=100)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context).strip()}\n```\n")
     return "\n".join(parts)
 
 
-def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     yield name, command
-    if isinstance(command, click.Group):
-        for child, each in command.commands.items():
-            yield from _commands(f"{name} {child}", each)
+    for child, each in getattr(command, "commands", {}).items():
+        yield from _commands(f"{name} {child}", each)
 
 
 if __name__ == "__main__":

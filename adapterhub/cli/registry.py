@@ -31,16 +31,14 @@ def list_command(
 ) -> None:
     """List all tasks, or the versions of one."""
     store = _open(registry)
-    if task is None:
-        rows = [_summary(store.versions(name)) for name in store.tasks()]
-        title, hidden = f"tasks in {store.root}", {"base_fingerprint"}
-    else:
+    if task is not None:
         rows = [version.to_record() for version in store.versions(task)]
-        title, hidden = f"versions of {task}", {"task", "version", "path", "base", "base_fingerprint"}
-    if json:
-        emit(rows)
-    else:
-        _print_table(title, [{key: value for key, value in row.items() if key not in hidden} for row in rows])
+        _print_rows(f"versions of {task}", rows, ("ref", "digest", "aliases", "created_at"), json)
+        return
+    rows, broken = _summaries(store)
+    _print_rows(f"tasks in {store.root}", rows, ("task", "versions", "latest", "aliases", "base", "created_at"), json)
+    if broken:
+        raise typer.Exit(1)
 
 
 @registry_app.command("show")
@@ -52,7 +50,7 @@ def show_command(ref: RefArgument, registry: RegistryOption = None, json: JsonOp
         emit({**version.to_record(), "card": card})
         return
     record = {**version.to_record(), **{key: card[key] for key in _SHOWN if card.get(key)}}
-    _print_table(version.ref, [{"what": key, "is": value} for key, value in record.items()])
+    _print_table(version.ref, [{"what": key, "is": value} for key, value in record.items()], ("what", "is"))
 
 
 @registry_app.command("resolve")
@@ -109,7 +107,11 @@ def verify_command(
         raise typer.Exit(1)
 
 
-_SHOWN = ("kind", "description", "labels", "metrics", "measured_on", "data", "training", "packages", "git_commit")
+# What people see of a card; --json gives all of it.
+_SHOWN = (
+    *("kind", "description", "labels", "metrics", "measured_on", "data", "training"),
+    *("packages", "git_commit", "parents", "source"),
+)
 
 
 def _open(option: Path | None) -> Registry:
@@ -118,8 +120,21 @@ def _open(option: Path | None) -> Registry:
     return Registry(Registry.locate(option))
 
 
+def _summaries(store: Registry) -> tuple[list[dict[str, Any]], bool]:
+    """Return each task as a row, from its index alone, and whether some could not be read and were left out."""
+    from adapterhub.errors import AdapterHubError
+
+    rows, broken = [], False
+    for task in store.tasks():
+        try:
+            rows.append(_summary(store.versions(task)))
+        except AdapterHubError as error:
+            _say(f"Error: {error}")
+            broken = True
+    return rows, broken
+
+
 def _summary(versions: list[Version]) -> dict[str, Any]:
-    """Return one task as a row, from its index alone."""
     latest = versions[-1]
     return {
         "task": latest.task,
@@ -137,27 +152,36 @@ def _say(text: str) -> None:
     console().print(text, highlight=False, markup=False)
 
 
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+def _print_rows(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...], json: bool) -> None:
+    """Print all of every row for scripts, or some columns for people."""
+    if json:
+        emit(rows)
+    elif rows:
+        # A digest's beginning is a ref as good as the whole, and leaves room for the rest.
+        _print_table(title, [{**row, "digest": row.get("digest", "")[:23]} for row in rows], columns)
+    else:
+        _say(f"{title}: none")
+
+
+def _print_table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Print rows for people; values may hold anything, so none is read as markup."""
     from rich.table import Table
     from rich.text import Text
 
-    if not rows:
-        _say(f"{title}: none")
-        return
     table = Table(title=title)
-    for key in rows[0]:
-        table.add_column(key, overflow="fold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[column])) for column in columns))
     console().print(table)
 
 
 def _cell(value: Any) -> str:
-    import json
-
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return ", ".join(value)
-    return json.dumps(value, ensure_ascii=False)
+    """Return a value as people read it: lists with commas, one `key: value` a line, a metric with its interval."""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if not isinstance(value, dict):
+        return str(value)
+    if {"value", "low", "high"} <= set(value):
+        return f"{value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+    return "\n".join(f"{key}: {_cell(each)}" for key, each in value.items())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated
 
@@ -52,19 +54,27 @@ def serve(
     if registry is not None and not located.is_dir():
         raise UsageError(f"there is no registry at {str(located)!r}; publish something there first")
     hub = HubOptions(located, base, refs, threads, max_rows)
-    _log_to_stderr()
-    run(partial(open_hub, hub), options, _say)
+    with _logged_to_stderr():
+        run(partial(open_hub, hub), options, _say)
 
 
 def _say(line: str) -> None:
     console().print(f"adapterhub: {line}", markup=False, highlight=False)
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _logged_to_stderr() -> Iterator[None]:
     """Send request lines, one JSON object each, and what goes wrong to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("adapterhub")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").addHandler(handler)
+    ours, framework = logging.getLogger("adapterhub"), logging.getLogger("uvicorn")
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    framework.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        framework.removeHandler(handler)
+        ours.setLevel(level)

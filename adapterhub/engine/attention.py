@@ -110,7 +110,8 @@ def _decode(
         positions = torch.arange(longest, device=q.device)
         allowed = allowed & (positions > packed.decode_lengths[:, None, None, None] - window)
     scores = scores.masked_fill(~allowed, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(v.dtype)
     attended = weights @ values[:count, :, :longest]
     return attended.reshape(count, q.shape[0], -1).transpose(0, 1)
 

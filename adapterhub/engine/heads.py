@@ -26,17 +26,19 @@ def check_head(head: Mapping[str, Tensor], pooling: str | None) -> None:
 
 
 def head_logits(head: Mapping[str, Tensor], pooling: str, hidden: Tensor, backbone: nn.Module) -> Tensor:
-    """Return float32 logits [rows, labels] for `hidden` [rows, dim].
+    """Return logits [rows, labels] in the head's dtype for `hidden` [rows, dim].
 
     `hidden` is the state of the rightmost token for "last", of the first token for "pooler" (through the base's own
     pooler) and "cls" (dense, tanh, projection, as in RoBERTa).
     """
-    if pooling == "last":
-        return F.linear(hidden.float(), head["score.weight"], head.get("score.bias"))
     if pooling == "pooler":
         pooler = backbone.pooler
         assert isinstance(pooler, nn.Module)
-        pooled = pooler(hidden[:, None, :])
-        return F.linear(pooled.float(), head["classifier.weight"], head.get("classifier.bias"))
-    dense = F.linear(hidden.float(), head["classifier.dense.weight"], head.get("classifier.dense.bias"))
+        hidden = pooler(hidden[:, None, :])
+    state = hidden.to(head[REQUIRED[pooling][0]].dtype)
+    if pooling == "last":
+        return F.linear(state, head["score.weight"], head.get("score.bias"))
+    if pooling == "pooler":
+        return F.linear(state, head["classifier.weight"], head.get("classifier.bias"))
+    dense = F.linear(state, head["classifier.dense.weight"], head.get("classifier.dense.bias"))
     return F.linear(torch.tanh(dense), head["classifier.out_proj.weight"], head.get("classifier.out_proj.bias"))

@@ -59,7 +59,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class LogitsEvent:
-    """The head's output for a classification row: float32 [labels]."""
+    """The head's output for a classification row: [labels], float32 or wider."""
 
     logits: Tensor
 

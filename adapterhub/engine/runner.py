@@ -26,7 +26,7 @@ PROVEN = frozenset({"llama", "mistral", "qwen2", "gpt2", "bert"})
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a forward gave: `tokens` float [generating rows, vocabulary], `heads` float32 [labels] a classifying row."""
+    """What a forward gave: `tokens` [generating rows, vocabulary], and for each classifying row its logits [labels]."""
 
     generating: tuple[Row, ...]
     tokens: Tensor | None

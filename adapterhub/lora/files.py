@@ -60,7 +60,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_adapter(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoraWeights:
-    """Read an adapter folder; pairs come in `dtype`, the head in float32.
+    """Read an adapter folder; pairs come in `dtype`, the head in float32 or wider.
 
     Raises FileMissing, UnsafeAdapter (pickle, links) or CorruptAdapter (keys, shapes, non-finite values).
     """

@@ -14,6 +14,8 @@ from .ops import NO_SLOT, add_lora_concat
 from .weights import LoraPair
 
 _FIRST_ROWS = 64
+# Owner of a free rank. Not NO_SLOT, or rows of the bare base would pick up what a departed adapter left there.
+_FREE = -2
 
 
 @dataclass
@@ -77,7 +79,7 @@ class AdapterLinear(nn.Module):
     def drop(self, slot: int) -> None:
         """Free a slot's rows. What they hold stays finite, so it needs no wiping."""
         start, end = self._ranges.pop(slot, (0, 0))
-        self._owners[start:end] = [NO_SLOT] * (end - start)
+        self._owners[start:end] = [_FREE] * (end - start)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., rows, in] to [..., rows, out]; rows of the flattened batch are those of RowAdapters."""
@@ -108,7 +110,7 @@ class AdapterLinear(nn.Module):
             extra = max(missing, _FIRST_ROWS, len(self._owners))
             self._a = torch.cat([self._a, self._a.new_zeros(extra, self.in_features)])
             self._b = torch.cat([self._b, self._b.new_zeros(extra, self.out_features)])
-            self._owners += [NO_SLOT] * extra
+            self._owners += [_FREE] * extra
         return start
 
 

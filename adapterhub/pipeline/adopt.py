@@ -120,7 +120,7 @@ def _convert(folder: Path, registry: Registry, request: Request, progress: Progr
     from adapterhub.lora.files import write_adapter
 
     record = read_record(folder)
-    base = _base_of(folder, record.get("base_model_name_or_path"), request, progress)
+    base = _base_of(folder, record, request, progress)
     registry.check_base(request.task, base.fingerprint)
     made = canonical(folder, base, request.labels, request.pad_token)
     card = Card(
@@ -143,18 +143,20 @@ def _convert(folder: Path, registry: Registry, request: Request, progress: Progr
         return registry.publish(request.task, target, card)
 
 
-def _base_of(folder: Path, named: Any, request: Request, progress: Progress | None) -> Base:
-    """Open the base that was asked for, else the one the adapter's configuration names."""
+def _base_of(folder: Path, record: Mapping[str, Any], request: Request, progress: Progress | None) -> Base:
+    """Open the base that was asked for, else the one the adapter's configuration names, at the revision it names."""
     if request.base is not None:
         return open_base(request.base, progress=progress)
+    named, revision = record.get("base_model_name_or_path"), record.get("revision")
     if not isinstance(named, str) or not named:
         raise BaseNotFound(f"adapter_config.json in {folder} names no base; say which with --base")
-    if not (request.paths or (_HUB_ID.fullmatch(named) and not Path(named).exists())):
+    on_hub = _HUB_ID.fullmatch(named) is not None and not Path(named).exists()
+    if not (request.paths or on_hub):
         raise BaseNotFound(
             f"the adapter names its base as {named!r}, which is a place on its maker's machine; say which with --base"
         )
     try:
-        return open_base(named, progress=progress)
+        return open_base(f"{named}@{revision}" if on_hub and revision else named, progress=progress)
     except (BaseNotFound, HubError) as error:
         raise BaseNotFound(
             f"the adapter was made for base {named!r}, which could not be had: {error}{_near(named)}"

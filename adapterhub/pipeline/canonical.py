@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # PEFT reads a layer's index from the first numbered part of a name.
 _IN_LAYER = re.compile(r"^.*?\.[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
+# Which modules an exclusion leaves is in the tensors, and `check_named` asks PEFT itself; labels are names only.
+_READ_HERE = ("exclude_modules", "id2label", "label2id")
 _PREFIX, _A = "base_model.model.", ".lora_A.weight"
 # The tensor whose rows are the labels, by the kind of head.
 _HEAD_OUTPUTS = ("score.weight", "classifier.out_proj.weight", "classifier.weight")
@@ -49,14 +51,14 @@ def canonical(folder: Path, base: Base, labels: Sequence[str] | None, pad_token:
     Raises AdapterError (a variant that is not plain LoRA), CorruptAdapter, UnsafeAdapter, FileMissing, BaseError, and
     UsageError for labels that do not fit.
     """
+    from adapterhub.engine.heads import check_head
     from adapterhub.lora.config import parse_config
     from adapterhub.lora.files import parse_weights, read_tensors
     from adapterhub.lora.weights import check_effect
 
     record = read_record(folder)
     check_patterns(record)
-    # Which modules an exclusion leaves is in the tensors, and `check_named` asks PEFT itself.
-    config = parse_config({key: value for key, value in record.items() if key != "exclude_modules"})
+    config = parse_config({key: value for key, value in record.items() if key not in _READ_HERE})
     tensors = read_tensors(folder)
     weights = parse_weights(config, tensors)
     check_effect(weights)
@@ -72,6 +74,7 @@ def canonical(folder: Path, base: Base, labels: Sequence[str] | None, pad_token:
     check_named(record, modules)
     names = adopted_labels(folder, record, base, classes, labels)
     spec = adopted_spec(base, skeleton, names, adopted_kind(folder, classes), pad_token)
+    check_head(weights.head, spec.pooling)
     return Canonical(_rewritten(config, record, weights, modules, skeleton, base), tensors, spec)
 
 

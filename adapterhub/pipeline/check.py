@@ -135,7 +135,9 @@ def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], repor
     if len(learnt) < 2 and recipe.kind == "classification":
         report.problems.append(f"{recipe.data.train}: all rows have the label {learnt[0]!r}; there is nothing to learn")
     if missing := [label for label in labels if label not in learnt]:
-        report.warnings.append(f"labels: {_some(missing)} in no training row, so never predicted with reason")
+        report.warnings.append(
+            f"labels: {_some(missing)} in no training row, so {'it' if len(missing) == 1 else 'they'} cannot be learnt"
+        )
     for examples in splits.values():
         unknown = sorted({*collect_labels(examples)} - {*labels})
         if unknown:

@@ -28,7 +28,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_patterns(record: Mapping[str, Any]) -> None:
-    """Raise CorruptAdapter where rank or alpha, or a pattern of them, is not what its readers expect."""
+    """Raise CorruptAdapter where rank or alpha, or a pattern of them, is not what its readers expect.
+
+    A record of another kind than LoRA passes: it has neither, and is refused by name later.
+    """
+    if record.get("peft_type") != "LORA":
+        return
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = record.get(key) or {}
         try:

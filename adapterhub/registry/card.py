@@ -137,6 +137,8 @@ def _public_path(place: Any) -> Any:
 
 def _public_base(name: str, public_id: str) -> str:
     """Return a name of the base that means the same elsewhere: a folder's path does not."""
-    # Catalog names have no slash, and a Hub id is its own public id: what is left are paths.
+    if name.partition("@")[0] == public_id:  # A Hub id, perhaps with a revision.
+        return name
+    # Catalog names have no slash, so what is left with one is a path.
     is_path = "/" in name or _is_place(name) or public_id.startswith("local/")
     return public_id if is_path else name

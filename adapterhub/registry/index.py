@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from adapterhub.errors import CorruptAdapter
@@ -54,7 +55,14 @@ class Index:
 
     def aliases_of(self, version: int) -> tuple[str, ...]:
         """Return the aliases that point at a version, sorted."""
-        return tuple(name for name, number in self.aliases.items() if number == version)
+        return tuple(self._names.get(version, ()))
+
+    @cached_property
+    def _names(self) -> dict[int, list[str]]:
+        names: dict[int, list[str]] = {}
+        for name, number in self.aliases.items():
+            names.setdefault(number, []).append(name)
+        return names
 
     def with_entry(self, digest: str, card_sha256: str, created_at: str) -> tuple[Index, Entry]:
         """Return an index that holds `digest` (under its old number, or the next), and its entry."""

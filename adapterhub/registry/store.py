@@ -59,10 +59,6 @@ class Registry:
         index = self._index(task)
         return [self._version(index, entry) for entry in index.versions]
 
-    def all_versions(self) -> list[Version]:
-        """Return every version of every task."""
-        return [version for task in self.tasks() for version in self.versions(task)]
-
     def resolve(self, ref: str | Ref) -> Version:
         """Return the version a ref means now; raises RefNotFound, which lists close names."""
         if isinstance(ref, str):

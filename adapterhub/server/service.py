@@ -29,7 +29,7 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         # Apart, so that long classifications never keep short look-ups waiting.
-        self._lookups = ThreadPoolExecutor(8, thread_name_prefix="lookup")
+        self._lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
         self._classifiers = ThreadPoolExecutor(32, thread_name_prefix="classify")
 
     def _stats(self) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
@@ -29,6 +29,7 @@ def test_defaults_are_those_of_the_library(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_spelling_changes_nothing(family: str, data: st.DataObject) -> None:
     full: dict[str, Any] = tiny_config(family).to_dict()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from adapterhub.cli.registry import register
+from adapterhub.errors import RefNotFound, UsageError
+from adapterhub.registry.store import Registry
+from tests.registry.making import make_card, make_folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Registry:
+    store = Registry(tmp_path / "registry")
+    metrics = {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    card = make_card(labels=("[red]odd", "even"), metrics=metrics, description="Routes mail.")
+    store.publish("mail", make_folder(tmp_path / "a", b"one"), card)
+    store.publish("mail", make_folder(tmp_path / "b", b"two"), card)
+    store.publish("tone", make_folder(tmp_path / "c", b"three"), make_card())
+    store.alias("mail", "prod", "mail@1")
+    return store
+
+
+def invoke(store: Registry, *arguments: str) -> Result:
+    app = typer.Typer()
+    register(app)
+    app.command("other")(lambda: None)
+    return CliRunner().invoke(app, ["registry", *arguments, "--registry", str(store.root)])
+
+
+def ask(store: Registry, *arguments: str) -> Any:
+    """Return the JSON of a command, which must be all there is on stdout."""
+    result = invoke(store, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def test_resolve_prints_what_scripts_read(store: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.root.parent)
+    found = ask(Registry(Path("registry")), "resolve", "mail@latest")
+    version = store.resolve("mail@2")
+    assert found == {"task": "mail", "version": 2, "digest": version.digest, "path": str(version.path)}
+    assert Path(found["path"]).is_absolute()
+
+
+def test_list(store: Registry) -> None:
+    tasks = ask(store, "list")
+    assert [(row["task"], row["versions"], row["latest"], row["aliases"]) for row in tasks] == [
+        ("mail", 2, 2, {"prod": 1}),
+        ("tone", 1, 1, {}),
+    ]
+    rows = ask(store, "list", "mail")
+    assert [(row["ref"], row["aliases"]) for row in rows] == [("mail@1", ["prod"]), ("mail@2", [])]
+
+
+def test_one_damaged_task_hides_no_other(store: Registry) -> None:
+    (store.root / "mail" / "index.json").write_text("{")
+    result = invoke(store, "list", "--json")
+    assert result.exit_code == 1
+    assert [row["task"] for row in json.loads(result.stdout)] == ["tone"]
+    assert "index.json of task 'mail'" in result.stderr
+
+
+def test_list_opens_no_card(store: Registry) -> None:
+    for path in store.root.glob("*/*/card.json"):
+        path.unlink()
+    assert len(ask(store, "list")) == 2
+    assert len(ask(store, "list", "mail")) == 2
+
+
+def test_show(store: Registry) -> None:
+    shown = ask(store, "show", "mail")
+    assert (shown["ref"], shown["card"]["metrics"]["accuracy"]["low"]) == ("mail@1", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("list",), ("mail", "tone", "tiny")),
+        (("list", "mail"), ("mail@1", "mail@2", "prod")),
+        (("show", "mail@2"), ("mail@2", "Routes mail.", "[red]odd, even", "accuracy: 0.5000 (0.2500 to 0.7500)")),
+        (("resolve", "mail"), ("mail@1", "sha256:")),
+        (("alias", "mail", "canary", "mail@2"), ("mail@canary is now mail@2",)),
+        (("alias", "mail", "prod", "--remove"), ("mail@prod is removed",)),
+        (("verify",), ("as published",)),
+    ],
+)
+def test_people_read_stderr(store: Registry, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    result = invoke(store, *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+def test_an_empty_registry_lists_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "none" in invoke(Registry(tmp_path / "empty"), "list").stderr
+    assert ask(Registry(tmp_path / "empty"), "list") == []
+
+
+def test_alias(store: Registry) -> None:
+    assert ask(store, "alias", "mail", "prod", "mail@2") == {"task": "mail", "alias": "prod", "version": 2}
+    assert store.resolve("mail").version == 2
+    assert ask(store, "alias", "mail", "prod", "--remove") == {"task": "mail", "alias": "prod", "version": None}
+    for arguments in (("mail", "prod"), ("mail", "prod", "mail@1", "--remove")):
+        assert isinstance(invoke(store, "alias", *arguments).exception, UsageError)
+
+
+def test_verify_says_no_with_exit_code_1(store: Registry) -> None:
+    assert ask(store, "verify") == {"ok": True, "problems": [], "notes": []}
+    (store.root / "mail" / ".tmp-1").mkdir()
+    found = ask(store, "verify")
+    assert found["ok"]
+    assert len(found["notes"]) == 1
+    (store.resolve("mail@2").path / "adapter_model.safetensors").write_bytes(b"twp")
+    result = invoke(store, "verify", "--json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert not answer["ok"]
+    assert [problem["where"] for problem in answer["problems"]] == ["mail@2"]
+    assert invoke(store, "verify", "mail@1").exit_code == 0
+    people = invoke(store, "verify", "mail@2")
+    assert people.exit_code == 1
+    assert "PROBLEM: mail@2" in people.stderr
+
+
+def test_an_unknown_ref_is_an_error(store: Registry) -> None:
+    for command in ("show", "resolve", "verify"):
+        result = invoke(store, command, "mial")
+        assert isinstance(result.exception, RefNotFound)
+        assert "did you mean 'mail'" in str(result.exception)

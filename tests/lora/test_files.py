@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def test_scaling() -> None:
 def test_values_that_are_not_finite_are_refused(base: Path, tmp_path: Path, value: float) -> None:
     folder = make_adapter(base, tmp_path / "a", "llama")
     tensors = read_tensors(folder)
-    name = sorted(tensors)[0]
+    name = min(tensors)
     tensors[name][0, 0] = value
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(CorruptAdapter, match="NaN or infinite"):
@@ -103,7 +102,7 @@ def test_pickle_and_links_are_refused(base: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
-    os.symlink(folder / WEIGHTS, linked / WEIGHTS)
+    (linked / WEIGHTS).symlink_to(folder / WEIGHTS)
     with pytest.raises(UnsafeAdapter, match="symbolic link"):
         read_adapter(linked)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")

@@ -137,11 +137,22 @@ def test_labels_come_from_the_option_else_a_config_else_numbers(
     assert take(folder, registry, base, labels=["a", "b", "c"]).spec().labels == ("a", "b", "c")
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "x", "1": "y", "2": "z"}}))
     assert take(folder, registry, base).spec().labels == ("x", "y", "z")
+    change_config(folder, id2label={"0": "p", "1": "q", "2": "r"})
+    assert take(folder, registry, base).spec().labels == ("p", "q", "r")
+    change_config(folder, id2label=None)
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}))
     assert take(folder, registry, base).spec().labels == ("label_0", "label_1", "label_2")
     for wrong in (["a"], ["a", "b", "b"], ["a", "b", ""]):
         with pytest.raises(UsageError, match="3 classes"):
             take(folder, registry, base, labels=wrong)
+
+
+def test_a_config_beside_it_says_that_labels_are_independent(
+    bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    folder = make_stranger(bases("llama"), tmp_path / "theirs", labels=3)
+    (folder / "config.json").write_text(json.dumps({"problem_type": "multi_label_classification"}))
+    assert take(folder, registry, bases("llama")).spec().kind == "multilabel"
 
 
 def test_a_generation_adapter_gets_the_chat_template_of_its_base(
@@ -251,7 +262,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora"),
     "bias": ({"bias": "lora_only"}, "bias"),
     "lora bias": ({"lora_bias": True}, "lora_bias"),
-    "ia3": ({"peft_type": "IA3"}, "IA3"),
+    "ia3": ({"peft_type": "IA3", "r": None}, "IA3"),
     "no peft type": ({"peft_type": None}, "peft_type"),
     "feature extraction": ({"task_type": "FEATURE_EXTRACTION"}, "FEATURE_EXTRACTION"),
     "no task type": ({"task_type": None}, "SEQ_CLS"),

@@ -18,7 +18,7 @@ from adapterhub.pipeline.share import pull, push
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 from tests.hub_server import HubServer
-from tests.pipeline.strangers import CONFIG, WEIGHTS, make_stranger, peft_logits
+from tests.pipeline.strangers import CONFIG, WEIGHTS, change_config, make_stranger, peft_logits
 from tests.tiny import make_tiny_base
 
 # The client's own uploads use a spelling that its HTTP library calls deprecated.
@@ -140,11 +140,13 @@ def test_a_base_named_by_hub_id_is_fetched_from_the_hub(
 ) -> None:
     hub.add_repo("them/base", {path.name: path.read_bytes() for path in base.iterdir()})
     folder = make_stranger(base, tmp_path / "theirs")
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "them/base"}))
+    change_config(folder, base_model_name_or_path="them/base")
     hub.add_repo("them/tone", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
     pulled = pull("them/tone", there, Request("mood"))
     assert pulled.base == "them/base"
+    change_config(folder, revision="v7")
+    with pytest.raises(BaseNotFound, match="no such revision"):
+        adopt(folder, there, Request("mood"))
     assert json.loads((pulled.path / CONFIG).read_text())["base_model_name_or_path"] == "them/base"
 
 

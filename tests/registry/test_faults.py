@@ -213,3 +213,12 @@ def test_a_lock_that_stays_held_is_an_error_that_names_it(tmp_path: Path, monkey
         registry.publish("other", folder, make_card())
     assert registry.tasks() == ["other"]
     assert (registry.root / ".locks" / ".gitignore").read_text() == "*\n"
+
+
+def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path / "registry")
+    folder = make_folder(tmp_path / "a")
+    says = pytest.raises(AdapterHubError, match=r"publish to task 'mail'.*No space left on device.*make room")
+    with failing_at(monkeypatch, 12, OSError(errno.ENOSPC, "No space left on device")), says:
+        registry.publish("mail", folder, make_card())
+    assert registry.tasks() == []

@@ -113,7 +113,7 @@ def test_an_ambiguous_digest_lists_its_versions() -> None:
 
 
 def test_a_missing_registry_is_named_and_made_by_publishing(registry: Registry) -> None:
-    for ask in (registry.tasks, registry.all_versions, registry.verify, lambda: registry.resolve("a")):
+    for ask in (registry.tasks, registry.verify, lambda: registry.resolve("a")):
         with pytest.raises(RefNotFound, match=str(registry.root)):
             ask()
     with pytest.raises(RefNotFound):
@@ -130,7 +130,7 @@ def test_reading_writes_nothing_and_takes_no_lock(registry: Registry, monkeypatc
     version = registry.resolve("mail")
     assert version.card().digest == version.digest
     assert registry.verify() == []
-    assert registry.all_versions() == [version]
+    assert registry.versions("mail") == [version]
     assert sorted((str(path), path.stat().st_mtime_ns) for path in registry.root.rglob("*")) == before
 
 
@@ -226,6 +226,8 @@ def test_index_is_canonical_and_keeps_what_it_does_not_know(registry: Registry) 
         {"aliases": {"../x": 1}},
         {"aliases": []},
         {"versions": None},
+        {"versions": [{"version": 0, "digest": "sha256:" + "a" * 64, "card_sha256": "", "created_at": ""}]},
+        {"versions": [{"version": 1, "digest": "sha256:" + "a" * 64, "card_sha256": "", "created_at": ""}] * 2},
     ],
 )
 def test_a_damaged_index_is_an_error_that_names_it(registry: Registry, change: dict[str, object]) -> None:

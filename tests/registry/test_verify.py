@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from adapterhub.registry.bundle import DIGEST_FILES
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
 
-from .making import make_card, make_folder
+from .making import FINGERPRINT, OTHER_FINGERPRINT, make_card, make_folder
 
 
 @pytest.fixture
@@ -90,3 +92,20 @@ def test_strangers_in_the_registry_are_problems(version: Version) -> None:
     found = {problem.where: problem for problem in registry.verify()}
     assert set(found) == {"Mail", "empty", str(registry.root / "mail" / "notes"), "mail@prod"}
     assert not any(problem.note for problem in found.values())
+
+
+def test_what_agrees_with_its_hash_and_not_with_the_rest_is_found(version: Version) -> None:
+    registry = Registry(version.path.parent.parent)
+    index = registry.root / "mail" / "index.json"
+    text = index.read_text()
+    index.write_text(text.replace(FINGERPRINT, OTHER_FINGERPRINT))
+    assert len([problem for problem in registry.verify() if "is bound to" in problem.message]) == 2
+    card = version.path / "card.json"
+    card.write_text(replace(version.card(), digest="sha256:" + "0" * 64).to_json())
+    index.write_text(text.replace(version.card_sha256, hashlib.sha256(card.read_bytes()).hexdigest()))
+    assert any("card.json is that of 'sha256:0000" in message for message in problems(version))
+
+
+def test_files_that_are_no_text_are_found(version: Version) -> None:
+    (version.path / "card.json").write_bytes(b"\xff")
+    assert any("not UTF-8" in message for message in problems(version))

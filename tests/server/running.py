@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -92,3 +93,19 @@ def running(hub: Any, *, api_key: str | None = None) -> Iterator[Running]:
         server.should_exit = True
         thread.join()
         service.close()
+
+
+@contextmanager
+def opened(server: Running, body: dict[str, Any], path: str = "/v1/completions") -> Iterator[socket.socket]:
+    """Send a request and leave the answer to the caller."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(head.encode() + data)
+        yield raw
+
+
+def left(server: Running) -> float:
+    """How many requests ended because their client left."""
+    text = server.ask("GET", "/metrics").body.decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if "requests_total" in line and '"499"' in line)

@@ -39,6 +39,14 @@ def test_probes(server: Running) -> None:
     assert server.ask("GET", "/ready").json == {"status": "ready"}
 
 
+def test_the_interface_is_described(server: Running) -> None:
+    described = server.ask("GET", "/openapi.json").json
+    body = described["components"]["schemas"]["CompletionBody"]
+    assert set(body["required"]) == {"model", "prompt"}
+    assert {"min_tokens", "ignore_eos", "top_k"} <= set(body["properties"])
+    assert "/v1/classify" in described["paths"]
+
+
 def test_not_ready_while_the_base_loads() -> None:
     with running(None) as loading:
         assert loading.ask("GET", "/health").status == 200

@@ -7,9 +7,9 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,27 +20,11 @@ from adapterhub.runtime.stream import Chunk
 from adapterhub.server.stream import Feed
 
 from .fake import FakeStream, eventually
-from .running import Running
+from .running import Running, left, opened
 
 
 def waiting(prompt: str = "wait", **options: Any) -> dict[str, Any]:
     return {"model": "orders", "prompt": prompt, "max_tokens": 50, **options}
-
-
-@contextmanager
-def opened(server: Running, body: dict[str, Any], path: str = "/v1/completions") -> Iterator[socket.socket]:
-    """Send a request and leave the answer to the caller."""
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
-        raw.sendall(head.encode() + data)
-        yield raw
-
-
-def left(server: Running) -> float:
-    """How many requests ended because their client left."""
-    text = server.ask("GET", "/metrics").body.decode()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if "requests_total" in line and '"499"' in line)
 
 
 def test_leaving_a_stream_cancels_it(server: Running) -> None:
@@ -95,8 +79,6 @@ def test_a_feed_whose_loop_is_closed_cancels() -> None:
         released.wait(10)
         yield Chunk("a", (1,), None, None, 1, 1)
 
-    import threading
-
     released = threading.Event()
     stream = FakeStream(run)
 
@@ -135,8 +117,7 @@ def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes
         connection.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains(number: signal.Signals) -> None:
+def test_sigterm_drains() -> None:
     """What runs is answered whole; what is new is refused, in words, until the process ends with 0."""
     with process("30") as (child, port):
         running = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -144,7 +125,7 @@ def test_a_signal_drains(number: signal.Signals) -> None:
         running.request("POST", "/v1/completions", body, {"content-type": "application/json"})
         assert ask(port, "POST", "/allow/1")[0] == 200
         response = running.getresponse()
-        child.send_signal(number)
+        child.terminate()
         assert eventually(lambda: ask(port, "GET", "/ready")[0] == 503)
         status, refusal = ask(port, "POST", "/v1/completions", waiting("Hi"))
         assert status == 503
@@ -173,19 +154,13 @@ def test_what_outlasts_the_drain_is_told_so() -> None:
         assert child.wait(30) == 0
 
 
-def test_an_idle_server_ends_at_once() -> None:
-    with process("1000") as (child, _):
-        child.terminate()
-        assert child.wait(30) == 0
-
-
 def test_a_second_signal_does_not_wait() -> None:
     with process("1000") as (child, port):
         running = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         running.request("POST", "/v1/completions", json.dumps(waiting()), {"content-type": "application/json"})
         assert eventually(lambda: b"adapterhub_running_rows 1.0" in ask(port, "GET", "/metrics")[1])
-        child.terminate()
+        child.send_signal(signal.SIGINT)
         assert eventually(lambda: ask(port, "GET", "/ready")[0] == 503)
-        child.terminate()
-        assert child.wait(30) == -signal.SIGTERM
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == -signal.SIGINT
         running.close()

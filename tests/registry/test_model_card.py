@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterhub.data.task import PromptSpec
+from adapterhub.registry.card import Card
+from adapterhub.registry.model_card import model_card
+from tests.tiny import make_tiny_base
+
+from .making import FINGERPRINT, make_card, make_spec
+
+METRICS = {
+    "accuracy": {"value": 0.97, "low": 0.95, "high": 0.98},
+    "macro_f1": {"value": 0.9, "low": 0.85, "high": 0.95},
+}
+FULL: dict[str, Any] = {
+    "task": "mail",
+    "digest": "sha256:" + "a" * 64,
+    "labels": ("billing", "shipping", "other"),
+    "metrics": METRICS,
+    "measured_on": "test",
+    "data": {"train": {"name": "train.jsonl", "rows": 300}, "test": {"name": "test.jsonl", "rows": 60}},
+    "license": "Apache-2.0",
+    "language": ("en",),
+    "datasets": ("org/mails",),
+    "description": "Routes mail to the right desk.",
+    "training": {"steps": 30, "seed": 0},
+    "packages": {"peft": "1.0"},
+    "git_commit": "c" * 40,
+    "recipe": {"lora": {"rank": 8}},
+}
+
+
+def front_of(text: str) -> dict[str, Any]:
+    front: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return front
+
+
+def test_front_matter_is_what_the_hub_reads() -> None:
+    text = model_card(make_card(**FULL), make_spec())
+    front = front_of(text)
+    assert front["base_model"] == "org/tiny"
+    assert front["base_model_relation"] == "adapter"
+    assert front["library_name"] == "peft"
+    assert front["pipeline_tag"] == "text-classification"
+    assert {"base_model:adapter:org/tiny", "lora", "adapterhub"} <= set(front["tags"])
+    assert (front["license"], front["language"], front["datasets"]) == ("apache-2.0", ["en"], ["org/mails"])
+    results = ModelCard(text).data.eval_results
+    assert [(each.metric_type, each.metric_name, each.metric_value) for each in results] == [
+        ("accuracy", "Accuracy", 0.97),
+        ("f1", "Macro F1", 0.9),
+    ]
+    assert (results[0].dataset_name, results[0].dataset_split) == ("org/mails", "test")
+
+
+def test_the_text_says_what_people_need() -> None:
+    base = {"name": "tiny", "public_id": "org/tiny", "fingerprint": FINGERPRINT, "derived_from": "org/tiny, quantised"}
+    text = model_card(make_card(**{**FULL, "base": base}), make_spec())
+    for words in (
+        *("Routes mail to the right desk.", "`billing`, `shipping`, `other`", "the test split (60 rows)"),
+        *("| Accuracy | 0.9700 | 0.9500 | 0.9800 |", FINGERPRINT, "`org/tiny, quantised`"),
+        *("adapterhub base pull tiny", "adapterhub pull ORG/NAME --as mail", "adapterhub predict mail"),
+        *("`train.jsonl`, 300 rows", FULL["digest"]),
+    ):
+        assert words in text
+
+
+def test_a_base_without_a_public_home_is_left_out_of_the_front_matter() -> None:
+    base = {"name": "local/tiny", "public_id": "local/tiny", "fingerprint": FINGERPRINT}
+    text = model_card(make_card(base=base, task="mail"), make_spec())
+    front = front_of(text)
+    assert "base_model" not in front
+    assert "base_model_relation" not in front
+    assert not any("local" in tag for tag in front["tags"])
+    assert "model-index" not in front
+    assert "no public home" in text
+    assert "base pull" not in text
+
+
+@pytest.mark.parametrize(
+    ("given_name", "front"),
+    [
+        (None, {}),
+        ("MIT", {"license": "mit"}),
+        ("Our own terms (2026)", {"license": "other", "license_name": "our-own-terms-2026"}),
+        ("§", {"license": "other", "license_name": "other"}),
+    ],
+)
+def test_licenses(given_name: str | None, front: dict[str, str]) -> None:
+    found = front_of(model_card(make_card(license=given_name), make_spec()))
+    assert {key: found[key] for key in ("license", "license_name") if key in found} == front
+
+
+@settings(max_examples=50)
+@given(st.text(), st.lists(st.text(), max_size=3), st.text())
+def test_no_text_of_users_breaks_the_front_matter_or_the_program(name: str, labels: list[str], template: str) -> None:
+    escaped = template.replace("{", "{{").replace("}", "}}") + "{text}"
+    spec = make_spec(labels=tuple(labels), prompt=PromptSpec(template=escaped))
+    text = model_card(make_card(task=name, labels=tuple(labels), datasets=(name,), metrics=METRICS), spec)
+    assert front_of(text)["model-index"][0]["name"] == name
+    compile(program(text), "card", "exec")
+
+
+def program(text: str) -> str:
+    found = re.search(r"```python\n(.*?)\n```\n", text, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own calls into transformers
+@pytest.mark.parametrize(
+    ("kind", "family", "prompt"),
+    [
+        ("classification", "llama", PromptSpec()),
+        ("multilabel", "bert", PromptSpec(template="Subject: {subject}\n{text}")),
+        ("generation", "llama", PromptSpec(style="chat", system='Say "yes".', template="Q: {prompt}")),
+        ("generation", "qwen2", PromptSpec()),
+    ],
+)
+def test_the_program_on_the_card_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, family: str, prompt: PromptSpec
+) -> None:
+    import peft
+    import transformers
+
+    base = make_tiny_base(tmp_path / "base", family)
+    spec = make_spec(kind, prompt=prompt, pad_token="<|pad|>")
+    if kind == "generation":
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    else:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    task_type = "CAUSAL_LM" if kind == "generation" else "SEQ_CLS"
+    config = peft.LoraConfig(task_type=task_type, r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    card = Card(kind=kind, base={"name": "t", "public_id": "org/tiny", "fingerprint": FINGERPRINT}, task="mail")
+    code = program(model_card(card, spec))
+    assert code.count('"org/tiny"') == code.count('"ORG/NAME"') == 1
+    code = code.replace("org/tiny", str(base)).replace("ORG/NAME", str(tmp_path / "adapter"))
+    capsys.readouterr()
+    exec(compile(code, "card", "exec"), {})
+    answer = capsys.readouterr().out
+    if kind == "classification":
+        assert answer.strip() in spec.labels
+    if kind == "multilabel":
+        assert answer.startswith("[")
