@@ -151,6 +151,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("lora: {layers: [1, -1]}", "lora.layers is [1, -1]: must be 'all', 'top-N'"),
         ("lora: {layers: [1, 1]}", "lora.layers is [1, 1]: names a layer twice"),
         ("lora: 3", "lora is 3: must be a section with keys of its own"),
+        ("training: fast", "training is 'fast': must be a section with keys of its own"),
         ("labels: [a]", "labels has 1 name(s); classification needs at least 2"),
         ("labels: [a, a]", "labels is ['a', 'a']: 'a' is given twice"),
         ("labels: [a, '']", "labels is ['a', '']: entry 2 is empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import RefNotFound, UnsupportedRequest, UsageError
+from adapterhub.errors import CorruptAdapter, RefNotFound, UnsupportedRequest, UsageError
 from adapterhub.registry.bundle import read_text
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
@@ -21,6 +22,8 @@ from adapterhub.registry.version import Version
 from .core import Input, LoadedBase
 from .stream import GenerationStream
 from .target import GenerationRequest, ModelInfo, Prediction, Target
+
+log = logging.getLogger(__name__)
 
 # Rows of one call that are in the engine at once: enough to fill its batches, few enough for flat memory.
 WINDOW = 256
@@ -122,9 +125,10 @@ class AdapterHub:
         except RefNotFound:
             return found
         for task in tasks:
-            versions = [v for v in self.registry.versions(task) if v.base_fingerprint == base.fingerprint]
-            if versions:
-                found += _infos(task, self.registry.resolve(task), versions, base.name)
+            try:
+                found += _infos(self.registry, task, base)
+            except CorruptAdapter as error:  # one damaged task must not hide the others
+                log.warning("task %r is left out of the list: %s", task, error)
         return found
 
     def stats(self) -> Mapping[str, float]:
@@ -154,10 +158,20 @@ class AdapterHub:
             return self._core
 
 
-def _infos(task: str, default: Version, versions: list[Version], base: str) -> list[ModelInfo]:
+def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:
+    """Return a task's names on this base: itself, its aliases, its versions."""
+    versions = [v for v in registry.versions(task) if v.base_fingerprint == base.fingerprint]
+    if not versions:
+        return []
+    kind = versions[0].spec().kind
+
     def info(name: str, version: Version) -> ModelInfo:
         created = int(datetime.fromisoformat(version.created_at).timestamp())
-        return ModelInfo(name, base, created, version.digest, version.spec().kind)
+        return ModelInfo(name, base.name, created, version.digest, kind)
 
     aliased = [info(f"{task}@{alias}", v) for v in versions for alias in v.aliases]
-    return [info(task, default), *sorted(aliased, key=lambda i: i.id), *(info(v.ref, v) for v in versions)]
+    return [
+        info(task, registry.resolve(task)),
+        *sorted(aliased, key=lambda each: each.id),
+        *(info(v.ref, v) for v in versions),
+    ]

@@ -302,6 +302,8 @@ class TestInputToPredictOn:
         file = write(tmp_path, '{"text": "a"}\n{"text": "b", "label": "x"}\n')
         assert [example.label for example in read(file, labelled=False)] == [None, "x"]
         assert "unknown label 'x'" in refused(file, labelled=False, labels=["y"])
+        (bare,) = read(write(tmp_path, '{"text": "a"}'), "multilabel", labelled=False)
+        assert bare.labels is None
 
     def test_text_files_give_a_text_a_line(self, tmp_path: Path) -> None:
         file = write(tmp_path, "first\r\n\n second \n", "rows.txt")

@@ -119,6 +119,8 @@ class FakeHub:
     def classify(self, target: Target, inputs: Sequence[str | Mapping[str, Any]]) -> list[Prediction]:
         self.threads.add(threading.current_thread().name)
         self.inputs.append(inputs)
+        if "wait" in inputs:
+            self._permits.acquire()
         return [self._predict(target, each) for each in inputs]
 
     def _predict(self, target: Target, item: str | Mapping[str, Any]) -> Prediction:

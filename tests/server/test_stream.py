@@ -46,6 +46,14 @@ def test_leaving_before_the_first_token_cancels(server: Running, stream: bool) -
     assert eventually(lambda: left(server) == gone + 1)
 
 
+def test_leaving_a_classification_is_seen(server: Running) -> None:
+    asked, gone = len(server.hub.inputs), left(server)
+    with opened(server, {"model": "tone", "input": ["wait"]}, "/v1/classify"):
+        assert eventually(lambda: len(server.hub.inputs) == asked + 1)
+    assert eventually(lambda: left(server) == gone + 1)
+    server.hub.allow()
+
+
 def test_a_client_that_does_not_read_holds_nobody_up(server: Running) -> None:
     """The engine's side ends although nobody reads, and others are answered meanwhile."""
     before = len(server.hub.streams)
