@@ -32,7 +32,7 @@ def _group() -> None:
 
 
 def check(
-    recipes: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recipe files.", show_default=False)],
+    recipes: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files.", show_default=False)],
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,10 +60,8 @@ def show(report: Report, screen: Console) -> None:
     from rich.markup import escape
 
     verdict = "[green]fine[/]" if report.ok else "[red]would not train[/]"
-    about = f" ({report.kind} on {report.base})" if report.task else ""
-    screen.print(
-        f"[bold]{escape(report.file)}[/]: {escape(report.task or '')}{escape(about)} {verdict}", highlight=False
-    )
+    about = f" {report.task} ({report.kind} on {report.base})" if report.task else ""
+    screen.print(f"[bold]{escape(report.file)}[/]:{escape(about)} {verdict}", highlight=False)
     for name, split in report.splits.items():
         screen.print(f"  {escape(_split(name, split))}", highlight=False)
     for problem in report.problems:

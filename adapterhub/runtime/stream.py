@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adapterhub.engine.request import Event, FailedEvent, TokenEvent
+from adapterhub.errors import Cancelled
 
 from .text import Detokenizer, StopFilter
 
@@ -72,12 +73,13 @@ class GenerationStream:
 
     def receive(self, event: Event) -> None:
         """Take an event from the engine; called in its thread."""
-        if self._ended:
-            return
-        if isinstance(event, FailedEvent):
-            self._push(event.error)
-        elif isinstance(event, TokenEvent):
-            self._push(self._chunk(event))
+        with self._changed:
+            if self._ended:
+                return
+            if isinstance(event, FailedEvent):
+                self._push(event.error)
+            elif isinstance(event, TokenEvent):
+                self._push(self._chunk(event))
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` with every chunk, the past ones first, the coming ones in the engine's thread.
@@ -105,9 +107,11 @@ class GenerationStream:
                 return
 
     def cancel(self) -> None:
-        """Give up: the row leaves the engine at its next step and nothing more is said."""
-        self._ended = True
+        """Give up: the row leaves the engine at its next step, and whoever still waits gets Cancelled."""
         self._on_cancel()
+        with self._changed:
+            if not self._ended:
+                self._push(Cancelled("the generation was cancelled"))
 
     def result(self) -> Completion:
         """Wait for the end and return the whole answer; raises the error it ended in."""

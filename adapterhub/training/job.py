@@ -11,6 +11,10 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import TaskSpec
 from adapterhub.recipe import Recipe
 
+# Padded tokens in one forward and backward. A batch of short texts fits; larger parts are no faster on a CPU, and a
+# whole batch of long texts would not fit into memory.
+PART_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class TrainingJob:

@@ -62,6 +62,7 @@ class Loop:
     stopped_early: bool = False
     speed: Speed = field(default_factory=Speed)
     best: BestWeights = field(default_factory=BestWeights)
+    started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         """Make optimiser and schedule for what the network lets learn."""
@@ -82,7 +83,7 @@ class Loop:
         """
         self.network.model.train()
         self.progress.begin(self.steps)
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         for batch in islice(self._batches(), self.steps):
             self._learn(batch)
             if self.validation and (self.step % self._every == 0 or self.step == self.steps):
@@ -119,7 +120,7 @@ class Loop:
                 learning_rate=learning_rate,
                 examples_per_second=self.speed.examples_per_second,
                 tokens_per_second=self.speed.tokens_per_second,
-                seconds_left=(time.perf_counter() - self._started) / self.step * (self.steps - self.step),
+                seconds_left=(time.perf_counter() - self.started) / self.step * (self.steps - self.step),
             )
         )
 

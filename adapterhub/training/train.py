@@ -17,16 +17,12 @@ from adapterhub.errors import DataError, TrainingError, UsageError
 from adapterhub.lora.files import write_adapter
 
 from .evaluate import Limits
-from .job import Progress, TrainingJob, TrainingResult
+from .job import PART_TOKENS, Progress, TrainingJob, TrainingResult
 from .loop import Loop
 from .machine import fit_threads, peak_memory_bytes
 from .network import Network, build_network
 from .objectives import objective_for
 from .rows import Row, encode_rows
-
-# Padded tokens in one forward and backward. A whole batch of short texts fits; larger parts are not faster on a CPU,
-# and a batch of long texts would not fit into memory at once.
-MAX_TOKENS = 2048
 
 
 def train_adapter(job: TrainingJob, out: Path, progress: Progress) -> TrainingResult:
@@ -70,7 +66,7 @@ def _prepare(job: TrainingJob, accelerator: Accelerator, progress: Progress) -> 
         train=train,
         validation=validation,
         settings=job.recipe.training,
-        limits=Limits(job.recipe.training.batch_size, MAX_TOKENS, tokenizer.pad_token_id),
+        limits=Limits(job.recipe.training.batch_size, PART_TOKENS, tokenizer.pad_token_id),
         accelerator=accelerator,
         progress=progress,
     )

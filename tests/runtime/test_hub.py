@@ -250,6 +250,14 @@ def test_models_lists_base_tasks_aliases_and_versions(base: Base, tmp_path: Path
         assert [m.id for m in hub.models()] == [m.id for m in listed]
 
 
+def test_a_cancelled_generation_ends_for_who_waits(hub: AdapterHub) -> None:
+    stream = hub.generate(hub.target("writer"), GenerationRequest(text="abc", max_tokens=250, ignore_eos=True))
+    next(iter(stream))
+    stream.cancel()
+    with pytest.raises(Cancelled):
+        stream.result()
+
+
 def test_closing_ends_what_runs(base: Base, registry: Registry) -> None:
     hub = AdapterHub(base, registry)
     request = GenerationRequest(text="abc", max_tokens=200, temperature=0, ignore_eos=True)
