@@ -71,19 +71,17 @@ def train(
 
 
 def summary(results: list[BuildResult]) -> Table:
-    """Return what was published, a row a version."""
+    """Return what was published, a row a metric."""
+    from rich import box
     from rich.table import Table
 
-    table = Table("version", "published", "measured on", "metrics", "examples/s", "tokens/s", "digest")
+    table = Table("version", "", "metric", "value", "95% interval", "split", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.no_wrap = True
     for result in results:
-        metrics = [f"{n} {m.value:.3f} ({m.low:.3f} to {m.high:.3f})" for n, m in result.metrics.items()]
-        table.add_row(
-            result.published.ref,
-            "new" if result.published.created else "was there already",
-            result.measured_on,
-            "\n".join(metrics),
-            f"{result.training.examples_per_second:.1f}",
-            f"{result.training.tokens_per_second:.0f}",
-            result.published.digest.removeprefix("sha256:")[:16],
-        )
+        head = (result.published.ref, "new" if result.published.created else "as before")
+        for name, metric in result.metrics.items():
+            interval = f"{metric.low:.3f}-{metric.high:.3f}"
+            table.add_row(*head, name, f"{metric.value:.3f}", interval, result.measured_on)
+            head = ("", "")
     return table

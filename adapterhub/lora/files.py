@@ -49,7 +49,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         # Read whole, not mapped: a mapped file that is later changed or truncated would change a running adapter, or
         # kill the process with SIGBUS.
-        tensors = load(path.read_bytes())
+        tensors: dict[str, Tensor] = load(path.read_bytes())
     except (SafetensorError, ValueError) as error:
         raise CorruptAdapter(f"{path} is not a safetensors file: {error}") from error
     for name, tensor in tensors.items():

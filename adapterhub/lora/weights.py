@@ -51,7 +51,7 @@ class LoraWeights:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def to(self, dtype: torch.dtype) -> LoraWeights:
-        """Return a copy with pairs in `dtype` and the head in float32 or wider: heads are small and decide the answer."""
+        """Return a copy with pairs in `dtype`, and the head in float32 or wider: it is small and decides the answer."""
         modules = {n: LoraPair(p.a.to(dtype), p.b.to(dtype), p.scaling) for n, p in self.modules.items()}
         wide = torch.promote_types(dtype, torch.float32)
         return LoraWeights(modules, {n: t.to(wide) for n, t in self.head.items()})

@@ -1,0 +1,108 @@
+"""Accuracy of the benchmark recipes, with the zero-shot base beside it on the same test rows.
+
+    python benchmarks/accuracy.py trec6 --seeds 0 1 2
+    python benchmarks/accuracy.py trec6-minilm restaurant8k
+
+Trains through the same code as `adapterhub train`, into a scratch registry. Data: $ADAPTERHUB_DATA, else
+../shared/data. The base is asked as a person would ask it, greedily: for a label by naming the labels, for slots by
+naming the JSON keys; an answer counts if it begins with the right label, or is the right JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from adapterhub import AdapterHub
+from adapterhub.cli.train_progress import progress_for
+from adapterhub.data.example import Example, collect_labels
+from adapterhub.data.files import read_examples
+from adapterhub.metrics import evaluate
+from adapterhub.pipeline.build import build
+from adapterhub.recipe import Recipe, load_recipe
+from adapterhub.registry.store import Registry
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("ADAPTERHUB_DATA", ROOT.parent / "shared" / "data"))
+
+
+def load(name: str, overrides: list[str]) -> Recipe:
+    """Read a benchmark recipe with its data where $ADAPTERHUB_DATA says."""
+    folder = DATA / name.split("-")[0]
+    data = [f"data.{split}={folder / f'{split}.jsonl'}" for split in ("train", "validation", "test")]
+    return load_recipe(ROOT / "recipes" / "benchmarks" / f"{name}.yaml", [*data, *overrides])
+
+
+def question(recipe: Recipe, example: Example, labels: tuple[str, ...]) -> str:
+    """Return what to ask the bare base."""
+    if recipe.kind == "classification":
+        return (
+            f"Classify the text into exactly one of these categories: {', '.join(labels)}.\n"
+            f"Text: {example.text}\nAnswer with the category only."
+        )
+    keys = "date, time, people, first_name, last_name"
+    return (
+        f"Extract the slots ({keys}) that the guest's message mentions, as a JSON object; answer {{}} if none is.\n"
+        f"Message: {example.text}\nAnswer with the JSON only."
+    )
+
+
+def read_answer(recipe: Recipe, text: str, labels: tuple[str, ...]) -> str:
+    """Return the label an answer begins with (the longest that fits), or the text itself."""
+    if recipe.kind != "classification":
+        return text.strip()
+    said = text.strip().strip("\"'*`").lower()
+    fitting = [label for label in labels if said.startswith((label.lower().replace("_", " "), label))]
+    return max(fitting, key=len, default="")
+
+
+def zero_shot(recipe: Recipe) -> dict[str, float]:
+    """Return the bare base's metrics on the test rows."""
+    assert recipe.data.test is not None
+    examples = list(read_examples(recipe.resolve(recipe.data.test), recipe.kind))
+    labels = collect_labels(examples)
+    with AdapterHub(recipe.base) as hub:
+        target = hub.target(recipe.base)
+        asked = ({"prompt": question(recipe, example, labels)} for example in examples)
+        limit = 12 if recipe.kind == "classification" else 48
+        said = [read_answer(recipe, a.completion or "", labels) for a in hub.answers(target, asked, max_tokens=limit)]
+    gold = [example.label if recipe.kind == "classification" else example.completion for example in examples]
+    return {name: metric.value for name, metric in evaluate(recipe.kind, gold, said, labels).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="*", default=["trec6", "trec6-minilm", "restaurant8k"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--no-base", action="store_true", help="leave the zero-shot base out")
+    options = parser.parse_args()
+    screen = Console(stderr=True)
+    for name in options.recipes:
+        runs = []
+        for seed in options.seeds:
+            with tempfile.TemporaryDirectory() as scratch:
+                started = time.monotonic()
+                recipe = load(name, [*options.overrides, f"training.seed={seed}"])
+                record = build(recipe, Registry(Path(scratch)), progress_for(screen)).to_record()
+            runs.append({k: round(v["value"], 4) for k, v in record["metrics"].items()})
+            speed = round(record["examples_per_second"], 1)
+            line = {"recipe": name, "seed": seed, "metrics": record["metrics"], "examples_per_second": speed}
+            line["tokens_per_second"] = round(record["tokens_per_second"], 1)
+            line["peak_memory_bytes"] = record["peak_memory_bytes"]
+            print(json.dumps({**line, "seconds": round(time.monotonic() - started)}), flush=True)
+        means = {metric: round(statistics.mean(run[metric] for run in runs), 4) for metric in runs[0]}
+        print(json.dumps({"recipe": name, "seeds": options.seeds, "mean": means}), flush=True)
+        if not options.no_base and "minilm" not in name:
+            print(json.dumps({"recipe": name, "zero_shot_base": zero_shot(recipe)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
