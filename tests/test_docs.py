@@ -20,7 +20,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def commands(page: Path) -> list[str]:
     """Return the shell blocks of a page; `make` lines apart, which `.ci/run` runs as steps of their own."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(?:bash|sh|shell|console)\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     kept = ["\n".join(line for line in block.splitlines() if not line.startswith("make ")) for block in blocks]
     return [block for block in kept if block.strip()]
 

@@ -77,7 +77,7 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
         gc.collect()  # The training model goes before the one that answers comes.
         measured_on, examples = splits.measured
         progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
-        metrics = measure(base, registry, folder, result.spec, examples)
+        metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision)
         card = make_card(recipe, base, splits, result, metrics)
         published = registry.publish(recipe.task, folder, card)
     return BuildResult(published, metrics, measured_on, result)
@@ -128,12 +128,12 @@ def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
 
 
 def measure(
-    base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example]
+    base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example], precision: str
 ) -> dict[str, Metric]:
     """Return the metrics of an adapter folder, answering through the same runtime that serves it."""
     from adapterhub.runtime.hub import AdapterHub
 
-    hub = AdapterHub(base=base, registry=registry)
+    hub = AdapterHub(base=base, registry=registry, precision=precision)
     try:
         predictions = hub.predict_folder(folder, [example.fields for example in examples])
     finally:

@@ -21,6 +21,7 @@ from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import Tokenizer, encode_completion, encode_input
 from adapterhub.errors import ConfigError, DataError
 from adapterhub.recipe import Recipe
+from adapterhub.training.job import PART_TOKENS
 from adapterhub.training.schedule import steps_per_epoch, total_steps
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _SAMPLE = 1000  # rows whose tokens are counted, evenly spread
 _LONGEST = 50  # and as many of the rows with the most characters
 _PROCESS_BYTES = 700_000_000  # interpreter, torch, transformers and their buffers
 _TENSOR_HEADER = 130  # bytes that safetensors' header takes for each tensor
-_PART_TOKENS = 2048  # padded tokens that training puts through the base at once
 _STEP_SECONDS = 0.05  # what a step takes however small the base: Python, kernels' launches, the optimiser
 _EFFICIENCY = 0.4  # of the timed matrix product: attention, norms, optimiser and padding take the rest
 
@@ -202,7 +202,7 @@ def _peak_memory(
     hidden = int(config["hidden_size"])
     inner = int(config.get("intermediate_size") or 4 * hidden)
     heads = int(config.get("num_attention_heads", 1))
-    padded = min(max(_PART_TOKENS, train.longest), batch_size * train.longest)
+    padded = min(max(PART_TOKENS, train.longest), batch_size * train.longest)
     kept = int(config["num_hidden_layers"]) * (10 * hidden + 5 * inner + 2 * heads * min(train.longest, 512))
     answered = padded * train.completion / train.mean
     logits = round(3 * 4 * answered * int(config.get("vocab_size", 0)))

@@ -1,0 +1,51 @@
+"""The command line's root: quick help, exit codes, where text goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "huggingface_hub", "fastapi", "numpy", "pydantic")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adapterhub", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom adapterhub.cli.main import create_app\ncreate_app()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_and_version() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for command in ("train", "predict", "eval", "serve", "push", "pull", "base", "recipe", "registry"):
+        assert f"  {command} " in shown.stdout
+    assert run("--version").stdout.startswith("adapterhub 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["predict"], 2, "Missing argument"),
+        (["predict", "tone", "a text", "--input", "file.jsonl"], 2, "not both"),
+        (["predict", "tone", "a text", "--registry", "/nonexistent/registry"], 1, "/nonexistent/registry"),
+        (["eval", "tone", "--data", "missing.jsonl", "--registry", "/nonexistent/registry"], 1, "no registry"),
+        (["recipe", "check", "missing.yaml"], 1, "missing.yaml"),
+    ],
+)
+def test_errors_go_to_stderr_with_their_exit_code(arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,41 @@
+"""Every recipe in the repository validates, and every published sample is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterhub.recipe import load_recipe
+from adapterhub.registry.store import Registry
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SAMPLES = ("order-fields", "support-intent", "support-tone")
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 8
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe_validates(path: Path) -> None:
+    recipe = load_recipe(path)
+    if path.parent.name != "benchmarks":  # public data is not part of the repository
+        assert recipe.task == path.stem
+        for _, source in recipe.data.splits():
+            assert Path(recipe.resolve(source)).is_file()
+
+
+def test_published_samples_are_whole_small_and_from_their_recipes() -> None:
+    registry = Registry(ROOT / "registry")
+    assert registry.verify() == []
+    assert set(registry.tasks()) >= set(SAMPLES)
+    for task in SAMPLES:
+        version = registry.resolve(task)
+        assert (version.path / "adapter_model.safetensors").stat().st_size < 2_000_000
+        card = version.card()
+        record = load_recipe(ROOT / "recipes" / f"{task}.yaml").to_record()
+        assert card.recipe["lora"] == record["lora"]
+        assert card.recipe["training"] == record["training"]
+        assert card.measured_on == "test"
