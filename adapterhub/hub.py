@@ -48,6 +48,15 @@ def download_snapshot(repo_id: str, revision: str | None = None, *, allow_patter
         return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(allow_patterns)))
 
 
+def cached_snapshot(repo_id: str, revision: str | None = None, *, holding: str) -> Path | None:
+    """Return the folder of the Hub cache with that revision of a repository, where it holds the file `holding`.
+
+    Nobody is asked, and nothing is fetched. None where there is no such folder, or it came without that file.
+    """
+    found = _client().try_to_load_from_cache(repo_id, holding, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def download_adapter(repo_id: str, revision: str | None = None) -> Snapshot:
     """Fetch only the files an adapter is made of, `ADAPTER_FILES`; which of them exist is for the caller to see."""
     path = download_snapshot(repo_id, revision, allow_patterns=ADAPTER_FILES)

@@ -93,7 +93,7 @@ def multilabel_f1(
     _check_rows(gold, predicted)
     names = sorted(set(labels) or {label for row in (*gold, *predicted) for label in row})
     want, got = _indicators(gold, names), _indicators(predicted, names)
-    hits, support = (want * got).astype(np.float32), (want + got).astype(np.float32)  # [rows, labels]
+    hits, support = (want * got).astype(np.float64), (want + got).astype(np.float64)  # [rows, labels]
     micro, macro = _both_f1(hits.sum(0)[None], support.sum(0)[None])
     boots = [_both_f1(weights @ hits, weights @ support) for weights in _resamples(len(gold))]
     return {
@@ -105,14 +105,17 @@ def multilabel_f1(
 def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
     """Return micro F1 over the (field, value) pairs of completions that are JSON objects.
 
-    Whatever is predicted that is not a JSON object has no pairs. Values are compared as JSON.
+    Whatever is predicted that is not a JSON object has no pairs; where the gold object has none either, it counts as
+    one wrong pair, so that an empty object must be written to be right. Values are compared as JSON.
     """
     import numpy as np
 
     _check_rows(gold, predicted)
     want, got = [_pairs(text) for text in gold], [_pairs(text) for text in predicted]
-    hits = np.array([len(a & b) for a, b in zip(want, got, strict=True)], np.float32)[:, None]  # [rows, 1]
-    support = np.array([len(a) + len(b) for a, b in zip(want, got, strict=True)], np.float32)[:, None]
+    hits = np.array([len(a & b) for a, b in zip(want, got, strict=True)], np.float64)[:, None]  # [rows, 1]
+    counts = [len(a) + len(b) for a, b in zip(want, got, strict=True)]
+    wrong = [not count and not isinstance(_parsed(text), dict) for count, text in zip(counts, predicted, strict=True)]
+    support = np.array(counts, np.float64)[:, None] + np.array(wrong, np.float64)[:, None]
     value, _ = _both_f1(hits.sum(0)[None], support.sum(0)[None])
     boots = [_both_f1(weights @ hits, weights @ support)[0] for weights in _resamples(len(gold))]
     return _with_interval(float(value[0]), np.concatenate(boots))
@@ -156,10 +159,10 @@ def _both_f1(
     return micro, macro
 
 
-def _resamples(rows: int) -> Iterator[NDArray[np.float32]]:
+def _resamples(rows: int) -> Iterator[NDArray[np.float64]]:
     """Yield blocks of how often each row was drawn, [resamples of this block, rows]; RESAMPLES in all.
 
-    As float32, so that counting a resample's hits and support is one matrix product; exact below 2**24 rows.
+    As floating point, so that counting a resample's hits and support is one matrix product.
     """
     import numpy as np
 
@@ -168,7 +171,7 @@ def _resamples(rows: int) -> Iterator[NDArray[np.float32]]:
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
         drawn = generator.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float32)
+        yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
 
 
 def _indicators(rows: Sequence[Collection[str]], names: Sequence[str]) -> NDArray[np.int8]:

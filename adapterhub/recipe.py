@@ -17,6 +17,7 @@ from adapterhub.errors import ConfigError
 Kind = Literal["classification", "multilabel", "generation"]
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DATASET_PREFIX = "hf:"
+MAX_RANK = 1024
 
 # In a prompt template: an escaped brace, a field, or a brace that is neither.
 TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_-]*)\}|(?P<stray>[{}])")
@@ -102,7 +103,7 @@ class Prompt(Section):
 class Lora(Section):
     """Shape of the adapter; `alpha` is twice the rank unless given."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_check_targets)] = "all-linear"
     layers: Annotated[str | tuple[int, ...], BeforeValidator(_check_layers)] = "all"
@@ -116,7 +117,7 @@ class Lora(Section):
             return given
         rank = given.get("rank", 8)
         # Of any other rank nothing more needs saying than that it is wrong.
-        return {**given, "alpha": 2.0 * rank} if isinstance(rank, int) and rank > 0 else given
+        return {**given, "alpha": 2.0 * rank} if isinstance(rank, int) and 0 < rank <= MAX_RANK else given
 
 
 class Training(Section):
@@ -187,10 +188,16 @@ class Recipe(Section):
         return self
 
     def resolve(self, name: str) -> Path:
-        """Return where a path of this recipe leads; `hf:` names stay as they are."""
+        """Return where a path of this recipe leads; `hf:` names stay as they are.
+
+        Raises ConfigError for the home folder of somebody who is not known here.
+        """
         if name.startswith(DATASET_PREFIX):
             return Path(name)
-        return self.path.parent / Path(name).expanduser()
+        try:
+            return self.path.parent / Path(name).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{self.path}: {name!r} leads nowhere: {error} Write the whole path") from error
 
     @property
     def base_name(self) -> str:
@@ -255,8 +262,10 @@ def _override(record: dict[str, Any], text: str) -> tuple[str, ...]:
 def _replace_length(record: dict[str, Any], overridden: set[tuple[str, ...]]) -> None:
     """Drop the file's epochs where steps were overridden, and the other way round: the override is meant instead."""
     for given, other in (("epochs", "steps"), ("steps", "epochs")):
-        if ("training", given) in overridden and ("training", other) not in overridden:
-            record["training"].pop(other, None)
+        training = record.get("training")
+        replaced = ("training", given) in overridden and ("training", other) not in overridden
+        if replaced and isinstance(training, dict):
+            training.pop(other, None)
 
 
 _MESSAGES = {"model_type": "must be a section with keys of its own", "string_too_short": "must not be empty"}

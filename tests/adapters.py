@@ -20,6 +20,7 @@ TARGETS = {
     "qwen2": ["q_proj", "v_proj", "up_proj"],
     "gpt2": ["attn.c_attn", "mlp.c_proj"],
     "bert": ["query", "value", "attention.output.dense"],
+    "roberta": ["query", "key", "intermediate.dense"],
 }
 
 

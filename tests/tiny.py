@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
-    BertModel,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    RobertaConfig,
 )
 
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>"]
@@ -24,6 +25,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 FAMILIES = ("llama", "mistral", "qwen2", "gpt2", "bert")
+ENCODERS = ("bert", "roberta")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,11 +64,12 @@ def tiny_config(family: str, **changes: Any) -> Any:
         shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
         drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2Config(**common, **{**shape, **drop, **changes})
-    if family == "bert":
+    if family in ENCODERS:
         shape = {**decoder, "type_vocab_size": 2}
         shape.pop("num_key_value_heads")
         drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return BertConfig(**{**common, **shape, **drop, **changes})
+        kind = BertConfig if family == "bert" else RobertaConfig
+        return kind(**{**common, **shape, **drop, **changes})
     raise ValueError(f"no tiny {family!r}")
 
 
@@ -74,7 +77,7 @@ def make_tiny_base(folder: Path, family: str = "llama", *, seed: int = 0, **chan
     """Write a random tiny base with its tokenizer to `folder` (safetensors) and return the folder."""
     torch.manual_seed(seed)
     config = tiny_config(family, **changes)
-    model = BertModel(config) if family == "bert" else AutoModelForCausalLM.from_config(config)
+    model = AutoModel.from_config(config) if family in ENCODERS else AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Default initialisation is so small that every input gives nearly the same logits.

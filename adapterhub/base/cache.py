@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from adapterhub.errors import AdapterHubError
+
 from .record import Progress
 
 
@@ -41,6 +43,19 @@ def locked(root: Path, name: str, progress: Progress | None = None) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def explained(name: str, root: Path) -> Iterator[None]:
+    """Turn what the operating system refuses (no room, no permission) into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = f" at {str(error.filename)!r}" if error.filename else ""
+        raise AdapterHubError(
+            f"could not bring base {name!r} into the cache {str(root)!r}: {error.strerror or error}{where}; make room "
+            "or get write permission there, or name another folder in ADAPTERHUB_CACHE, then try again"
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from adapterhub.errors import NameTaken
+
 _MINILM_FILES = (
     "config.json",
     "model.safetensors",
@@ -78,3 +80,9 @@ _MINILM = CatalogEntry(
 
 DEFAULT_BASE = _SMOLLM2.name
 CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in (_SMOLLM2, _MINILM)})
+
+
+def refuse_base_name(task: str) -> None:
+    """Raise NameTaken where `task` is the name of a base: whoever asks a server by it would get the bare base."""
+    if task in CATALOG:
+        raise NameTaken(f"task {task!r} has the name of a base, which would answer in its place; choose another name")

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adapterhub.errors import BaseError
 
@@ -21,6 +21,10 @@ _ENCODERS = """
     roberta-prelayernorm roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso
 """
 ENCODERS = frozenset(_ENCODERS.split())
+# Encoders whose classification heads are served, by where these read: through the base's own pooler, or the first
+# token's state. Heads of other families have layers and activations of their own, which would be skipped silently.
+Pooling = Literal["last", "pooler", "cls"]
+_CLASSIFIERS: Mapping[str, Pooling] = {"bert": "pooler", "roberta": "cls", "xlm-roberta": "cls", "camembert": "cls"}
 # RoBERTa counts positions from the one after its padding id, so its table is longer than its context.
 _OFFSET_POSITIONS = frozenset(
     {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet", "roberta-prelayernorm"}
@@ -29,7 +33,14 @@ _LICENCE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9.+-]+)[\"']?\s*$", re.MULTI
 
 
 def describe(
-    folder: Path, *, name: str, public_id: str, fingerprint: str, licence: str | None = None, derived: str | None = None
+    folder: Path,
+    *,
+    name: str,
+    public_id: str,
+    fingerprint: str,
+    licence: str | None = None,
+    derived: str | None = None,
+    revision: str | None = None,
 ) -> Base:
     """Return the `Base` in `folder`. Raises BaseError where it is none that can be used."""
     config = read_config(folder)
@@ -50,7 +61,21 @@ def describe(
         licence=licence or _licence(folder),
         derived_from=derived,
         is_encoder=model_type in ENCODERS and not config.get("is_decoder"),
+        revision=revision,
     )
+
+
+def classifier_pooling(model_type: str, *, is_decoder: bool = False) -> Pooling:
+    """Say where a classifier of this family reads a text's vector. Raises BaseError for one that cannot be served."""
+    if model_type not in ENCODERS:
+        return "last"
+    if is_decoder or model_type not in _CLASSIFIERS:
+        what = f"{model_type!r} {'used as a decoder' if is_decoder else 'encoders'}"
+        raise BaseError(
+            f"{what} cannot be used for classification: only the classifiers of {', '.join(_CLASSIFIERS)} encoders "
+            "and of decoders are known to answer here as they do in transformers; name such a base"
+        )
+    return _CLASSIFIERS[model_type]
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:

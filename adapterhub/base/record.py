@@ -20,7 +20,7 @@ class Base:
 
     `name` is what was asked for; `public_id` is what an adapter's config says, never a path; `path` is a folder that
     `AutoModel.from_pretrained` loads as it is. `fingerprint` is "sha256:" and 64 hex digits. `parameters` and `bytes`
-    count the stored tensors, `context_length` counts tokens.
+    count the stored tensors, `context_length` counts tokens. `revision` is the commit of a base from the Hub.
     """
 
     name: str
@@ -36,7 +36,18 @@ class Base:
     licence: str | None
     derived_from: str | None
     is_encoder: bool
+    revision: str | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**asdict(self), "path": str(self.path)}
+
+    def to_card(self) -> dict[str, Any]:
+        """Return what a version's card says of the base it was made on."""
+        record = {
+            "name": self.name,
+            "public_id": self.public_id,
+            "fingerprint": self.fingerprint,
+            "derived_from": self.derived_from,
+        }
+        return record if self.revision is None else {**record, "revision": self.revision}

@@ -7,11 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterhub.errors import BaseError, BaseNotFound, NotFound
 
-from .architecture import read_config
 from .cache import cache_root
 from .catalog import CATALOG, CatalogEntry
 from .describe import describe
@@ -23,6 +21,7 @@ from .tensors import weight_files
 __all__ = ["Base", "CatalogState", "Progress", "list_bases", "open_base"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_LOCAL = "local/"
 # Named one by one: patterns match inside subfolders too (onnx/model.safetensors), and a pickle must never come along.
 _HUB_FILES = (
     "config.json",
@@ -74,7 +73,12 @@ def open_base(
             raise BaseNotFound(f"base {name!r} is not on this machine; run `adapterhub base pull {name}`")
         return base
     if name.startswith(("/", ".", "~")) or (name and Path(name).is_dir()):
-        return _open_path(name, root, progress)
+        return _open_path(name, root, progress, catalog)
+    if is_local(name):
+        raise BaseNotFound(
+            f"base {name!r} was a folder on the machine of whoever used it, and has no public home; "
+            "if you have that folder, give its path with --base"
+        )
     repo_id, _, revision = name.partition("@")
     if _HUB_ID.match(repo_id):
         return _open_hub(name, repo_id, revision or None, root, fetch=fetch, progress=progress)
@@ -92,21 +96,30 @@ def list_bases(*, catalog: Mapping[str, CatalogEntry] = CATALOG, cache: Path | N
     return [CatalogState(entry, installed(entry, root)) for entry in catalog.values()]
 
 
-def _open_path(name: str, root: Path, progress: Progress | None) -> Base:
+def is_local(public_id: str) -> bool:
+    """Say whether a public id stands for a folder on somebody's machine, which nobody else can fetch."""
+    return public_id.startswith(_LOCAL)
+
+
+def _open_path(name: str, root: Path, progress: Progress | None, catalog: Mapping[str, CatalogEntry]) -> Base:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise BaseNotFound(f"no base at {name!r}: there is no such folder; name one written by save_pretrained")
     folder = folder.resolve()
     found = remembered_fingerprint(folder, root, progress)
-    return describe(folder, name=name, public_id=_public_id(folder, read_config(folder)), fingerprint=found)
-
-
-def _public_id(folder: Path, config: Mapping[str, Any]) -> str:
-    """Return the Hub id the config names, else a local name; never a path, which means nothing on another machine."""
-    said = config.get("_name_or_path")
-    if isinstance(said, str) and _HUB_ID.match(said) and not Path(said).exists():
-        return said
-    return f"local/{folder.name}"
+    for entry in catalog.values():
+        if entry.fingerprint == found:
+            # A copy of a catalog base: under that name everybody else has it too.
+            return describe(
+                folder,
+                name=entry.name,
+                public_id=entry.public_id,
+                fingerprint=found,
+                licence=entry.licence,
+                derived=entry.derived_from,
+            )
+    # Never what `_name_or_path` of the config says: a model trained further and saved still names its parent there.
+    return describe(folder, name=name, public_id=_LOCAL + folder.name, fingerprint=found)
 
 
 def _open_hub(
@@ -116,7 +129,8 @@ def _open_hub(
     if folder is None:
         raise BaseNotFound(f"base {name!r} is not on this machine; run `adapterhub base pull {name}`")
     found = remembered_fingerprint(folder, root, progress)
-    return describe(folder, name=name, public_id=repo_id, fingerprint=found)
+    # The Hub's cache calls the folder by its commit.
+    return describe(folder, name=name, public_id=repo_id, fingerprint=found, revision=folder.name)
 
 
 def _download(name: str, repo_id: str, revision: str | None, progress: Progress | None) -> Path:
@@ -132,13 +146,13 @@ def _download(name: str, repo_id: str, revision: str | None, progress: Progress 
 
 def _in_hub_cache(repo_id: str, revision: str | None) -> Path | None:
     """Return the snapshot that the Hub's cache on this machine holds with its weights, asking nobody."""
-    from huggingface_hub import try_to_load_from_cache
+    from adapterhub.hub import cached_snapshot
 
-    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
-    if not isinstance(config, str):
+    folder = cached_snapshot(repo_id, revision, holding="config.json")
+    if folder is None:
         return None
     try:
-        weight_files(Path(config).parent)
+        weight_files(folder)
     except BaseError:
         return None
-    return Path(config).parent
+    return folder

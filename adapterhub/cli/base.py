@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from adapterhub.base.record import Progress
 
@@ -37,7 +38,8 @@ def pull(name: NameArgument, json_output: JsonOption = False) -> None:
     if json_output:
         emit(base.to_record())
     else:
-        console().print(f"{base.name} is at {base.path} ({_size(base.bytes)}, {base.fingerprint})", highlight=False)
+        said = f"{base.name} is at {base.path} ({_size(base.bytes)}, {base.fingerprint})"
+        console().print(said, markup=False, highlight=False)
 
 
 def list_(json_output: JsonOption = False) -> None:
@@ -56,11 +58,11 @@ def list_(json_output: JsonOption = False) -> None:
 
 
 def show(name: NameArgument, json_output: JsonOption = False) -> None:
-    """Show what a base is: architecture, size, fingerprint, licence, what it derives from."""
+    """Show what a base is: architecture, size, fingerprint, licence, what it derives from. Pulls it when needed."""
     from adapterhub.base.source import open_base
 
     with base_progress() as progress:
-        base = open_base(name, fetch=False, progress=progress)
+        base = open_base(name, progress=progress)
     if json_output:
         emit(base.to_record())
         return
@@ -68,7 +70,7 @@ def show(name: NameArgument, json_output: JsonOption = False) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for key, value in _rows(base):
-        table.add_row(key, value)
+        table.add_row(key, Text(value))
     console().print(table)
 
 
@@ -82,7 +84,13 @@ def base_progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, console=screen, transient=True) as bars:
         current: Any = bars.add_task("", visible=False)
 
@@ -102,7 +110,7 @@ class _StepPrinter:
     def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
         if step != self._last:
             self._last = step
-            self._screen.print(f"{step} ({_size(total)})" if total else step, highlight=False)
+            self._screen.print(f"{step} ({_size(total)})" if total else step, markup=False, highlight=False)
 
 
 def _rows(base: Base) -> list[tuple[str, str]]:
@@ -118,6 +126,7 @@ def _rows(base: Base) -> list[tuple[str, str]]:
         ("licence", base.licence or "not stated"),
         ("derived from", base.derived_from or "not stated"),
         ("path", str(base.path)),
+        *([("revision", base.revision)] if base.revision else []),
     ]
 
 

@@ -62,6 +62,10 @@ def _run(arguments: list[str] | None) -> int:
         # The reader of our output went away (`| head`); Python would complain once more when it flushes at exit.
         sys.stdout = None
         return 0
+    except OSError as error:
+        # No permission, no room, a folder where a file was meant: nothing of ours, and nothing a traceback explains.
+        console().print(f"Error: {error}", style="red", markup=False, highlight=False)
+        return 1
     except Exception as error:
         if not isinstance(error, UsageProblem):
             raise

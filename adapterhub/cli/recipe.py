@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import JsonOption, SetOption, console, emit
+from .shared import JsonOption, RegistryOption, SetOption, console, emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,7 @@ def _group() -> None:
 def check(
     recipes: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipe files.", show_default=False)],
     overrides: SetOption = None,
+    registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Validate recipes and their data, count rows and labels, and estimate steps, size, memory and time.
@@ -41,11 +42,13 @@ def check(
     Nothing is trained or fetched. Exits with 1 where any of the recipes would not train.
     """
     from adapterhub.pipeline.check import check_recipe
+    from adapterhub.registry.store import Registry
 
     screen = console()
     failed = False
+    store = Registry(Registry.locate(registry))
     for file in recipes:
-        report = check_recipe(file, overrides or ())
+        report = check_recipe(file, overrides or (), store)
         failed |= not report.ok
         if as_json:
             emit(report.to_record())

@@ -8,6 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub.errors import InvalidRequest
+
+from .task import Kind
+
+
+_TURN = '{"role": "…", "content": "…"}'
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -61,10 +68,26 @@ class Example:
         return None
 
 
-def open_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], ...]:
-    """Return role and content of `messages` up to the turn to be written: a final assistant turn is left out."""
-    turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+def open_turns(messages: Any) -> tuple[dict[str, str], ...]:
+    """Return role and content of `messages` up to the turn to be written: a final assistant turn is left out.
+
+    Raises InvalidRequest for anything but a list of objects with role and content, both text.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise InvalidRequest(f"messages is {messages!r:.80}; expected a list of {_TURN}", param="messages")
+    turns = [_turn(index, turn) for index, turn in enumerate(messages)]
     return tuple(turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns)
+
+
+def _turn(index: int, turn: Any) -> dict[str, str]:
+    if not isinstance(turn, Mapping):
+        raise InvalidRequest(f"messages[{index}] is {turn!r:.80}; expected {_TURN}", param="messages")
+    for name in ("role", "content"):
+        if not isinstance(turn.get(name), str):
+            raise InvalidRequest(
+                f"messages[{index}] has {name} {turn.get(name)!r:.80}; expected {_TURN}, both text", param="messages"
+            )
+    return {"role": turn["role"], "content": turn["content"]}
 
 
 def content_id(fields: Mapping[str, Any]) -> str:
@@ -73,12 +96,16 @@ def content_id(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
 
-def collect_labels(examples: Iterable[Example]) -> tuple[str, ...]:
+def gold_labels(example: Example, kind: Kind) -> tuple[str, ...]:
+    """Return the gold labels that count for a kind of task; a field of another kind's name is a field like any."""
+    if kind == "multilabel":
+        return example.labels or ()
+    return (example.label,) if kind == "classification" and example.label is not None else ()
+
+
+def collect_labels(examples: Iterable[Example], kind: Kind) -> tuple[str, ...]:
     """Return every label that `examples` carry, as gold or in `probs`, sorted and each once."""
     found: set[str] = set()
     for example in examples:
-        if example.label is not None:
-            found.add(example.label)
-        found.update(example.labels or ())
-        found.update(example.probs or ())
+        found.update(gold_labels(example, kind), example.probs or ())
     return tuple(sorted(found))

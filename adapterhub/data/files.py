@@ -70,9 +70,13 @@ def _open(path: str | Path, rules: RowRules) -> Iterator[Record]:
         return read_dataset(name)
     file = Path(path)
     suffix = file.suffix.lower()
-    if not file.exists():
+    try:
+        there, is_folder = file.exists(), file.is_dir()
+    except OSError as error:
+        raise FileMissing(f"{name}: there can be no such file ({error.strerror})") from error
+    if not there:
         raise FileMissing(f"{name}: there is no such file")
-    if file.is_dir():
+    if is_folder:
         raise DataError(f"{name}: this is a folder; name a file in it")
     if not os.access(file, os.R_OK):
         raise DataError(f"{name}: the file may not be read; check its permissions")
@@ -95,7 +99,7 @@ def _as_fields(records: Iterable[Record], kind: Kind) -> Iterator[Record]:
 def _examples(records: Iterable[Record], rules: RowRules, name: str) -> Iterator[Example]:
     places: dict[str, str] = {}
     repeats: Counter[str] = Counter()
-    for where, record in records:
+    for where, record in _readable(records, name):
         example = to_example(record, rules, where)
         if example.id in places:
             if record.get("id") is not None:
@@ -105,6 +109,13 @@ def _examples(records: Iterable[Record], rules: RowRules, name: str) -> Iterator
         yield example
     if not places:
         raise DataError(f"{name}: the file is empty; there are no rows in it")
+
+
+def _readable(records: Iterable[Record], name: str) -> Iterator[Record]:
+    try:
+        yield from records
+    except OSError as error:
+        raise DataError(f"{name}: the file cannot be read ({error.strerror or error})") from error
 
 
 def _next_free(identity: str, repeats: Counter[str], taken: Collection[str]) -> str:

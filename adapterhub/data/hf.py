@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.errors import DataError, UsageError
+from adapterhub.errors import AdapterHubError, DataError, UsageError
 
 from .readers import Record, plain
 
@@ -48,7 +48,9 @@ def read_dataset(text: str) -> Iterator[Record]:
         for number, row in enumerate(stream, start=1):
             where = f"{text}:{number}"
             yield where, {key: plain(_named(value, features.get(key)), key, where) for key, value in row.items()}
-    except (OSError, ValueError) as error:
+    except AdapterHubError:
+        raise
+    except Exception as error:  # A dataset brings the errors of whatever reads it: scripts, tables, the network.
         raise DataError(f"{text}: the dataset cannot be loaded ({_reason(error)})") from error
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from adapterhub.errors import InvalidRequest, UnsupportedRequest
+from adapterhub.errors import DataError, InvalidRequest, UnsupportedRequest
 from adapterhub.recipe import TEMPLATE_PART, check_template
 
-from .example import open_turns
+from .example import Example, open_turns
 from .task import Kind, PromptSpec
 
 InputField = Literal["text", "prompt"]
@@ -40,7 +40,7 @@ def render_messages(spec: PromptSpec, fields: Mapping[str, Any]) -> list[dict[st
     """Return the turns that ask: those given as `messages`, or one user turn made by `render_text`.
 
     A final assistant turn is the answer and left out. The task's system text comes first unless the messages bring
-    one. Raises InvalidRequest as render_text does, and for messages without a turn to answer.
+    one. Raises InvalidRequest as render_text does, for messages of another shape, and for none to answer.
     """
     messages = fields.get("messages")
     if messages is None:
@@ -52,6 +52,19 @@ def render_messages(spec: PromptSpec, fields: Mapping[str, Any]) -> list[dict[st
     if spec.system is not None and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": spec.system})
     return turns
+
+
+def input_text(example: Example, kind: Kind, template: str | None = None) -> str:
+    """Return one text for what a row lets the base read, so that rows of equal input have equal texts.
+
+    Raises DataError with the row's place where it lacks a field of `template`.
+    """
+    if kind == "generation" and (messages := example.prompt_messages) is not None:
+        return str(messages)
+    try:
+        return render_text(PromptSpec(template=template), example.fields, input_field(kind))
+    except InvalidRequest as error:
+        raise DataError(f"{example.where}: {error}") from error
 
 
 def _fill(template: str, fields: Mapping[str, Any]) -> str:

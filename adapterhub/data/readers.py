@@ -92,8 +92,8 @@ def read_parquet(path: Path) -> Iterator[Record]:
             for number, row in enumerate(rows, start=1):
                 where = f"{path}:{number}"
                 yield where, {name: plain(value, name, where) for name, value in row.items()}
-    except arrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({(str(error).splitlines() or ['damaged'])[0]})") from error
 
 
 def decode_lines(lines: Iterable[bytes | str], name: str) -> Iterator[tuple[str, str]]:

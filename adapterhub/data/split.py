@@ -4,49 +4,72 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from adapterhub.errors import DataError
 
-from .example import Example
+from .example import Example, gold_labels
+from .prompt import input_text
+from .task import Kind
 
 FRACTION = 0.1
 
+Group = Sequence[Example]
+Stratum = tuple[str, ...]
+
 
 def hold_out(
-    examples: Iterable[Example], fraction: float = FRACTION, seed: int = 0
+    examples: Iterable[Example],
+    kind: Kind,
+    fraction: float = FRACTION,
+    seed: int = 0,
+    *,
+    template: str | None = None,
 ) -> tuple[list[Example], list[Example]]:
     """Return (kept, held out), both in the given order; about `fraction` of each label is held out.
 
-    The choice depends on the ids and the seed alone, not on the order of the rows. A label keeps at least one row
-    to learn from. Raises DataError where there are too few examples to hold any out.
+    Rows of equal input (as `template` renders it) stay together, or validation would ask what training has told. The
+    choice depends on the ids and the seed alone, not on the order of the rows. A label keeps at least one row to learn
+    from. Raises DataError where there are too few different inputs to hold any out.
     """
     examples = list(examples)
-    strata: dict[Any, list[Example]] = defaultdict(list)
+    groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        strata[example.label].append(example)
-    ranked = {label: sorted(rows, key=lambda row: _rank(row.id, seed)) for label, rows in strata.items()}
-    held = {row.id for label, count in _quotas(strata, fraction).items() for row in ranked[label][:count]}
+        groups[input_text(example, kind, template)].append(example)
+    strata: dict[Stratum, list[Group]] = defaultdict(list)
+    for group in groups.values():
+        strata[_stratum(group, kind)].append(group)
+    held = {
+        row.id
+        for stratum, count in _quotas(strata, fraction).items()
+        for group in sorted(strata[stratum], key=lambda group: _rank(group, seed))[:count]
+        for row in group
+    }
     if not held:
         raise DataError(
-            f"{len(examples)} training example(s) are too few to hold any out for validation; "
-            "add rows or name a validation file"
+            f"{len(examples)} training example(s) with {len(groups)} different input(s) are too few to hold any out "
+            "for validation; add rows or name a validation file"
         )
     return [row for row in examples if row.id not in held], [row for row in examples if row.id in held]
 
 
-def _quotas(strata: dict[Any, list[Example]], fraction: float) -> dict[Any, int]:
-    """Share the held-out rows among the labels: the whole parts first, the rest by largest remainder."""
-    shares = {label: len(rows) * fraction for label, rows in strata.items()}
+def _stratum(group: Group, kind: Kind) -> Stratum:
+    """Return the label of a group; rows that disagree about theirs are a stratum of their own, so no label gets lost."""
+    return tuple(sorted({label for row in group for label in gold_labels(row, kind)})) if kind != "multilabel" else ()
+
+
+def _quotas(strata: Mapping[Stratum, Sequence[Group]], fraction: float) -> dict[Stratum, int]:
+    """Share the held-out groups among the labels: the whole parts first, the rest by largest remainder."""
+    shares = {stratum: len(groups) * fraction for stratum, groups in strata.items()}
     total = max(1, round(sum(shares.values())))
-    quotas = {label: min(int(share), len(strata[label]) - 1) for label, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda label: (quotas[label] - shares[label], str(label)))
-    for label in by_remainder:
-        if sum(quotas.values()) < total and quotas[label] < len(strata[label]) - 1:
-            quotas[label] += 1
+    quotas = {stratum: min(int(share), len(strata[stratum]) - 1) for stratum, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda stratum: (quotas[stratum] - shares[stratum], stratum))
+    for stratum in by_remainder:
+        if sum(quotas.values()) < total and quotas[stratum] < len(strata[stratum]) - 1:
+            quotas[stratum] += 1
     return quotas
 
 
-def _rank(identity: str, seed: int) -> bytes:
+def _rank(group: Group, seed: int) -> bytes:
+    identity = min(row.id for row in group)
     return hashlib.sha256(f"{seed}:{identity}".encode()).digest()

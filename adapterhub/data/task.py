@@ -67,5 +67,5 @@ class TaskSpec:
                 pooling=record["pooling"],
                 pad_token=record.get("pad_token"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptAdapter(f"task.json is not a task description: {error!r}") from error

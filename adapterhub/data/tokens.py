@@ -33,13 +33,17 @@ def encode_input(tokenizer: Tokenizer, spec: TaskSpec, fields: Mapping[str, Any]
 
     Classification and plain generation: the rendered text with the tokenizer's own special tokens, no EOS added.
     Chat generation: the messages through the task's chat template, up to where the answer begins. Raises
-    InvalidRequest where a field is missing or nothing is left to read, UnsupportedRequest where the chat template
-    refuses the messages.
+    InvalidRequest where a field is missing, nothing is left to read or the text is no whole Unicode,
+    UnsupportedRequest where the chat template refuses the messages.
     """
     if spec.kind == "generation" and spec.prompt.style == "chat":
-        ids = _chat_ids(tokenizer, spec, render_messages(spec.prompt, fields))
+        messages = render_messages(spec.prompt, fields)
+        for turn in messages:
+            _check_whole(turn["content"], "messages" if "messages" in fields else "prompt")
+        ids = _chat_ids(tokenizer, spec, messages)
     else:
         text = render_text(spec.prompt, fields, input_field(spec.kind))
+        _check_whole(text, input_field(spec.kind))
         ids = [int(token) for token in tokenizer(text)["input_ids"]]
     if not ids:
         raise InvalidRequest("the text is empty; there is nothing to read", param=input_field(spec.kind))
@@ -64,13 +68,25 @@ def check_length(length: int | Sequence[int], spec: TaskSpec, where: str = "") -
         place = f"{where}: " if where else ""
         raise PromptTooLong(
             f"{place}{count} tokens are more than the {spec.max_length} this task takes; shorten the text, "
-            "or train the task with a larger max_length"
+            "or train the task with a larger max_length",
+            param=input_field(spec.kind),
         )
 
 
-def _chat_ids(tokenizer: Tokenizer, spec: TaskSpec, messages: list[dict[str, str]]) -> list[int]:
-    from jinja2.exceptions import TemplateError
+def _check_whole(text: str, param: str) -> None:
+    """Raise InvalidRequest for half characters, which no tokenizer takes: bytes of a command line that are no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise InvalidRequest(
+            f"character {error.start + 1} of the text is {half}, half of a character or a byte that is not UTF-8; "
+            "send whole Unicode text",
+            param=param,
+        ) from error
 
+
+def _chat_ids(tokenizer: Tokenizer, spec: TaskSpec, messages: list[dict[str, str]]) -> list[int]:
     try:
         ids = tokenizer.apply_chat_template(
             messages,
@@ -79,6 +95,9 @@ def _chat_ids(tokenizer: Tokenizer, spec: TaskSpec, messages: list[dict[str, str
             tokenize=True,
             return_dict=False,
         )
-    except TemplateError as error:  # templates raise for roles they do not know
-        raise UnsupportedRequest(f"the base's chat template refuses the messages: {error}", param="messages") from error
+    except Exception as error:  # A template is a program: it refuses roles it does not know, or divides by zero.
+        reason = str(error) or type(error).__name__
+        raise UnsupportedRequest(
+            f"the base's chat template refuses the messages: {reason}", param="messages"
+        ) from error
     return [int(token) for token in ids]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .kv_cache import KVCache
 
 NAME = "adapterhub_packed"
+# What some families ask of their attention besides scores and a window; ignoring one would change answers silently.
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def packed_attention(
     scaling: float | None = None,
     packed: PackedBatch | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within rows; `query` is [1, heads, tokens, dim], keys and values may have fewer heads (GQA).
 
@@ -79,6 +81,9 @@ def packed_attention(
     """
     assert packed is not None, "the model was called outside the runner"
     assert attention_mask is None
+    changed = [name for name in _NOT_COMPUTED if others.get(name) is not None]
+    if changed:
+        raise ValueError(f"attention with {changed[0]} is not computed here")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = getattr(module, "layer_idx", None)
     q, k, v = query[0], key[0], value[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest
+from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
 
 from .request import Event, FailedEvent, LogitsEvent, Request, Row, TokenEvent
 from .runner import Outcome, Runner
@@ -22,9 +22,11 @@ class Engine:
     """
 
     def __init__(self, model: Any, context: int, *, limits: Limits | None = None, resident: int = 32) -> None:
-        self.runner = Runner(model)
-        self.context = context
         self.limits = limits or Limits()
+        if resident < 1 or self.limits.rows < 1:
+            raise UsageError(f"resident is {resident} and rows is {self.limits.rows}; both must be at least 1")
+        self.runner = Runner(model, cache_tokens=self.limits.cache_tokens)
+        self.context = context
         self.slots = Slots(resident, self.runner.load, self.runner.unload)
         self.scheduler = Scheduler(self.limits, self.slots)
 
@@ -73,7 +75,7 @@ class Engine:
 
     @torch.inference_mode()
     def fail_all(self, error: Exception) -> None:
-        """End everything waiting and running with an error."""
+        """End everything waiting and running with an error; touches no tensor before everybody is told."""
         while self.scheduler.waiting:
             self.scheduler.waiting.popleft().tell(FailedEvent(error))
         self._fail(Plan(tuple(self.scheduler.running), ()), error)
@@ -115,13 +117,14 @@ class Engine:
         self.slots.release(row.slot)
 
     def _drop_cancelled(self) -> None:
+        self.scheduler.drop_cancelled()
         for row in [row for row in self.scheduler.running if row.request.cancelled]:
             self._remove(row)
 
     def _fail(self, plan: Plan, error: Exception) -> None:
-        for row in plan.decode:
-            self._remove(row)
-        for row in plan.start:
-            self.slots.release(row.slot)
         for row in plan.decode + plan.start:
             row.request.tell(FailedEvent(error))
+        for row in plan.start:
+            self.slots.release(row.slot)
+        for row in plan.decode:
+            self._remove(row)

@@ -27,18 +27,26 @@ class KVCache:
     left behind would be NaN in the next row that sits there.
     """
 
-    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self._dtype, self._device = shape, dtype, device
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device, max_tokens: int) -> None:
+        self.shape, self._dtype, self._device, self._max_tokens = shape, dtype, device, max_tokens
         self._rows = self._positions = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._grow(1, _STEP)
+        self._resize(1, _STEP, 0)
 
-    def reserve(self, rows: int, positions: int) -> None:
-        """Make room for the first `rows` rows to hold `positions` each."""
-        if rows > self._rows or positions > self._positions:
-            wanted = -(-max(positions, self._positions) // _STEP) * _STEP
-            self._grow(max(rows, self._rows), wanted)
+    def reserve(self, rows: int, positions: int, live: int) -> None:
+        """Make room for the first `rows` rows to hold `positions` each; the first `live` rows keep what they hold.
+
+        Blocks grow in both directions while their product stays within `max_tokens`; past it they are cut to what is
+        needed now, or the rows of yesterday times the lengths of today would take far more than either.
+        """
+        if rows <= self._rows and positions <= self._positions:
+            return
+        wanted = -(-max(positions, self._positions) // _STEP) * _STEP
+        if max(rows, self._rows) * wanted <= self._max_tokens:
+            self._resize(max(rows, self._rows), wanted, live)
+        else:
+            self._resize(rows, -(-positions // _STEP) * _STEP, live)
 
     def free(self, row: int, last: int, used: int, last_used: int) -> None:
         """Release `row` by moving row `last` into its place and wiping `last`; `used` counts positions of each."""
@@ -54,15 +62,15 @@ class KVCache:
         """Bytes the blocks take."""
         return 2 * sum(block.numel() * block.element_size() for block in self.keys)
 
-    def _grow(self, rows: int, positions: int) -> None:
+    def _resize(self, rows: int, positions: int, live: int) -> None:
         size = (rows, self.shape.heads, positions, self.shape.head_dim)
+        keep, length = min(live, self._rows), min(positions, self._positions)
+        # Both lists are made before either takes its place: running out of memory half-way leaves the old ones whole.
+        fresh: list[list[Tensor]] = []
         for blocks in (self.keys, self.values):
-            # One layer at a time, so that old and new blocks never all exist at once.
-            for layer in range(self.shape.layers):
-                block = torch.zeros(size, dtype=self._dtype, device=self._device)
-                if layer < len(blocks):
-                    block[: self._rows, :, : self._positions] = blocks[layer]
-                    blocks[layer] = block
-                else:
-                    blocks.append(block)
+            made = [torch.zeros(size, dtype=self._dtype, device=self._device) for _ in range(self.shape.layers)]
+            for old, block in zip(blocks, made, strict=False):
+                block[:keep, :, :length] = old[:keep, :, :length]
+            fresh.append(made)
+        self.keys, self.values = fresh
         self._rows, self._positions = rows, positions

@@ -57,15 +57,20 @@ class EngineLoop:
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        while not self._closing.is_set() or (self._pending() and time.monotonic() < self._deadline):
-            self._take(block=not self._pending())
-            try:
-                self.engine.step()
-            except Exception as error:  # a fault of ours must not leave askers waiting for ever
-                log.exception("the engine's step failed")
-                self.engine.fail_all(error)
-        self._take(block=False)
-        self.engine.fail_all(Cancelled("the engine stopped before the answer was complete"))
+        try:
+            while not self._closing.is_set() or (self._pending() and time.monotonic() < self._deadline):
+                self._take(block=not self._pending())
+                try:
+                    self.engine.step()
+                except Exception as error:  # a fault of ours must not leave askers waiting for ever
+                    log.exception("the engine's step failed")
+                    self.engine.fail_all(error)
+        finally:
+            # However the thread ends, nobody may submit to it any more or go on waiting for it.
+            with self._lock:
+                self._closing.set()
+            self._take(block=False)
+            self.engine.fail_all(Cancelled("the engine stopped before the answer was complete"))
 
     def _pending(self) -> bool:
         return self.engine.busy or not self._inbox.empty()

@@ -21,7 +21,8 @@ from .request import Adapter, Row
 from .scheduler import Plan
 
 # Families whose packed forward is held against the plain one by the tests; others are checked when they are loaded.
-PROVEN = frozenset({"llama", "mistral", "qwen2", "gpt2", "bert"})
+PROVEN = frozenset({"llama", "mistral", "qwen2", "gpt2", "bert", "roberta"})
+COUNT_FROM_PAD = frozenset({"roberta", "xlm-roberta", "camembert"})
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,24 @@ class Runner:
     Linear layers are wrapped when the first adapter that changes them arrives; a base without adapters runs untouched.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, cache_tokens: int = 65536) -> None:
         AttentionInterface.register(NAME, packed_attention)
         self.model = model.eval().requires_grad_(False)
         self.backbone: nn.Module = model.base_model
         self.output: nn.Module | None = model.get_output_embeddings()
         self.vocabulary = int(model.config.vocab_size)
+        self.hidden_size = int(model.config.hidden_size)
+        self._pooler: nn.Module | None = getattr(self.backbone, "pooler", None)
         parameter = next(model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self._rows = RowAdapters()
         self._shapes = linear_shapes(self.backbone)
         self._wrapped: dict[str, AdapterLinear] = {}
         self._heads: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
-        self.cache = KVCache(_cache_shape(model.config), self.dtype, self.device) if self.output is not None else None
+        decodes = self.output is not None
+        shape = _cache_shape(model.config)
+        self.cache = KVCache(shape, self.dtype, self.device, cache_tokens) if decodes else None
+        self._first_position = _first_position(model.config)
         expected = None if model.config.model_type in PROVEN else self._plain_forward()
         model.set_attn_implementation(NAME)
         if expected is not None:
@@ -62,7 +68,7 @@ class Runner:
         check_effect(adapter.weights)
         check_fits(adapter.weights, self._shapes)
         if adapter.pooling is not None:
-            check_head(adapter.weights.head, adapter.pooling)
+            check_head(adapter.weights.head, adapter.pooling, self.hidden_size, pooler=self._pooler is not None)
             head = {name: tensor.to(self.device) for name, tensor in adapter.weights.head.items()}
             self._heads[slot] = (adapter.pooling, head)
         for name, pair in adapter.weights.modules.items():
@@ -79,7 +85,7 @@ class Runner:
         generating = plan.decode + tuple(row for row in plan.start if row.request.sampling is not None)
         line = _Line(plan, self.cache)
         if self.cache is not None and generating:
-            self.cache.reserve(len(generating), max(row.length for row in generating))
+            self.cache.reserve(len(generating), max(row.length for row in generating), len(plan.decode))
         self._rows.assign(line.slots, self.device)
         hidden = self._forward(line.tokens, line.positions, line.packed(self.device, causal=self.output is not None))
         tokens = None
@@ -97,7 +103,7 @@ class Runner:
         for slot, rows in by_slot.items():
             pooling, head = self._heads[slot]
             index = line.last_of(rows) if pooling == "last" else line.first_of(rows)
-            logits = head_logits(head, pooling, hidden[index], self.backbone)
+            logits = head_logits(head, pooling, hidden[index], self._pooler)
             found += list(zip(rows, logits, strict=True))
         return found
 
@@ -105,7 +111,7 @@ class Runner:
         """Return hidden states [tokens, dim] of a packed line."""
         output = self.backbone(
             input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device) + self._first_position,
             packed=packed,
             **({"use_cache": False} if self.output is not None else {}),
         )
@@ -146,7 +152,7 @@ class Runner:
         positions = [i for ids in prompts for i in range(len(ids))]
         try:
             states = self._forward(prompts[0] + prompts[1], positions, packed)
-        except (TypeError, AssertionError, RuntimeError) as error:
+        except (TypeError, AssertionError, AttributeError, KeyError, ValueError, RuntimeError) as error:
             raise BaseError(f"bases of type {kind!r} cannot be served: their attention cannot be replaced") from error
         if not torch.allclose(states, reference, rtol=1e-2, atol=1e-2 * float(reference.abs().max())):
             raise BaseError(f"bases of type {kind!r} cannot be served: the packed forward differs from the plain one")
@@ -187,6 +193,11 @@ class _Line:
     def first_of(self, rows: tuple[Row, ...] | list[Row]) -> list[int]:
         """Return the index of each row's first token in the line."""
         return [self._spans[id(row)][0] for row in rows]
+
+
+def _first_position(config: Any) -> int:
+    """Return the position of a row's first token: RoBERTa and its kin count on from the pad token's id."""
+    return int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PAD else 0
 
 
 def _cache_shape(config: Any) -> CacheShape:

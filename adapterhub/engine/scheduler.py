@@ -51,36 +51,54 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Plan:
-        """Return the rows of the next step; the new ones hold their slots already."""
+        """Return the rows of the next step; the new ones hold their slots already.
+
+        A request that must wait (for a row, for cache, for a slot) lets others pass that need none of what it waits
+        for: classification needs no cache, and the base no slot. Generations never overtake one another.
+        """
         decode = tuple(self.running)
         started: list[Row] = []
-        budget = self.limits.step_tokens
+        kept: deque[Request] = deque()
+        budget, generations_wait = self.limits.step_tokens, False
         while self.waiting:
-            request = self.waiting[0]
+            request = self.waiting.popleft()
             if request.cancelled:
-                self.waiting.popleft()
                 continue
-            size = len(request.tokens)
+            size, generates = len(request.tokens), request.sampling is not None
             if started and size > budget:
+                kept.append(request)
                 break
-            if not self._fits(request, started):
-                break
-            try:
-                slot = self._slots.acquire(request.adapter)
-            except Exception as error:  # whatever is wrong with this adapter is this request's error, nobody else's
-                self.waiting.popleft()
-                request.tell(FailedEvent(error))
+            if generates and (generations_wait or not self._fits(request, started)):
+                generations_wait = True
+                kept.append(request)
                 continue
-            if slot is None:
-                break
-            self.waiting.popleft()
-            budget -= size
-            started.append(Row(request, slot, generator=_generator(request)))
+            row = self._start(request)
+            if row is not None:
+                budget -= size
+                started.append(row)
+            elif not request.failed:
+                generations_wait = generations_wait or generates
+                kept.append(request)
+        self.waiting.extendleft(reversed(kept))
         return Plan(decode, tuple(started))
 
+    def drop_cancelled(self) -> None:
+        """Forget requests that were given up while they waited, so that they fill no queue."""
+        if any(request.cancelled for request in self.waiting):
+            self.waiting = deque(request for request in self.waiting if not request.cancelled)
+
+    def _start(self, request: Request) -> Row | None:
+        """Return the row of a request, or None: it failed (and was told), or every slot is in use."""
+        try:
+            generator = _generator(request)
+            slot = self._slots.acquire(request.adapter)
+        except Exception as error:  # whatever is wrong with this request or its adapter is its own error alone
+            request.failed = True
+            request.tell(FailedEvent(error))
+            return None
+        return None if slot is None else Row(request, slot, generator=generator)
+
     def _fits(self, request: Request, started: list[Row]) -> bool:
-        if request.sampling is None:
-            return True
         rows = self.running + [row for row in started if row.request.sampling]
         longest = max([request.room, *(row.request.room for row in rows)])
         return len(rows) < self.limits.rows and (len(rows) + 1) * longest <= self.limits.cache_tokens

@@ -68,13 +68,13 @@ class AdapterConfig:
     def to_json(self) -> str:
         """Return canonical text: sorted keys and names, no library version, so equal runs give equal bytes."""
         record = {
-            "alpha_pattern": dict(sorted(self.alpha_pattern.items())),
+            "alpha_pattern": {name: _number(alpha) for name, alpha in sorted(self.alpha_pattern.items())},
             "base_model_name_or_path": self.base_model,
             "bias": "none",
             "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": True,
             "layers_to_transform": None if self.layers is None else sorted(self.layers),
-            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "lora_alpha": _number(self.alpha),
             "lora_dropout": self.dropout,
             "modules_to_save": sorted(self.modules_to_save) or None,
             "peft_type": "LORA",
@@ -114,10 +114,21 @@ def parse_config(record: Mapping[str, Any]) -> AdapterConfig:
             modules_to_save=tuple(record.get("modules_to_save") or ()),
             fan_in_fan_out=bool(record.get("fan_in_fan_out")),
             rank_pattern=dict(record.get("rank_pattern") or {}),
-            alpha_pattern=dict(record.get("alpha_pattern") or {}),
+            alpha_pattern=_alphas(record.get("alpha_pattern") or {}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, re.error) as error:
         raise CorruptAdapter(f"adapter_config.json is not a LoRA configuration: {error!r}") from error
+
+
+def _number(value: float) -> float:
+    """Return an integer where the value is one, so that 16 and 16.0 are spelled alike."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _alphas(record: Mapping[str, Any]) -> dict[str, float]:
+    for pattern in record:
+        re.compile(pattern)
+    return {pattern: float(alpha) for pattern, alpha in record.items()}
 
 
 def read_config(folder: Path) -> AdapterConfig:

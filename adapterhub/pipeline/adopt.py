@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.base.catalog import CATALOG
-from adapterhub.base.source import Base, Progress, open_base
+from adapterhub.base.catalog import CATALOG, refuse_base_name
+from adapterhub.base.source import Base, Progress, is_local, open_base
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import (
+    AdapterHubError,
     BaseMismatch,
     BaseNotFound,
     CorruptAdapter,
@@ -30,6 +31,7 @@ from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
 from .canonical import canonical
+from .fit import check_on_base, check_rules
 from .peft_record import read_record
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -54,11 +56,12 @@ class Request:
 def adopt(folder: Path, registry: Registry, request: Request, progress: Progress | None = None) -> Published:
     """Publish the adapter in `folder` as a version of a task.
 
-    A folder with task.json and card.json is a version already: its digest is checked and stays what it was. Any other
-    is a plain PEFT adapter: it is checked against its base and written in canonical form. Raises AdapterError and its
-    kinds, FileMissing, BaseNotFound, BaseMismatch, UsageError.
+    A folder with task.json and card.json is a version already: it is checked, against its base too where that is on
+    this machine, and its digest stays what it was. Any other is a plain PEFT adapter: it is checked against its base
+    and written in canonical form. Raises AdapterError and its kinds, FileMissing, BaseNotFound, BaseMismatch,
+    NameTaken, UsageError.
     """
-    check_task_name(request.task)
+    check_new_task(request.task)
     if folder.is_symlink() or not folder.is_dir():
         raise FileMissing(f"{str(folder)!r} is not a folder; name the folder that holds adapter_config.json")
     for path in folder.iterdir():
@@ -69,8 +72,14 @@ def adopt(folder: Path, registry: Registry, request: Request, progress: Progress
     return _convert(folder, registry, request, progress)
 
 
+def check_new_task(name: str) -> str:
+    """Return `name` if a task may have it: raises UsageError, or NameTaken where it is a base's."""
+    refuse_base_name(check_task_name(name))
+    return name
+
+
 def _keep(folder: Path, registry: Registry, request: Request, progress: Progress | None) -> Published:
-    from adapterhub.lora.files import read_adapter
+    from adapterhub.lora.files import parse_weights, read_config, read_tensors
     from adapterhub.lora.weights import check_effect
 
     if request.labels is not None or request.pad_token is not None:
@@ -84,7 +93,22 @@ def _keep(folder: Path, registry: Registry, request: Request, progress: Progress
         raise CorruptAdapter(
             f"the files in {folder} hash to {digest}, but its card says {card.digest!r}; fetch it again"
         )
-    check_effect(read_adapter(folder))
+    tensors = read_tensors(folder)
+    weights = parse_weights(read_config(folder), tensors)
+    check_effect(weights)
+    check_rules(weights, spec)
+    base = _kept_base(card, spec, request, progress)
+    if base is not None:
+        check_on_base(weights, tensors, spec, base)
+    extra = {**card.extra, "source": dict(request.source)} if request.source else card.extra
+    return registry.publish(request.task, folder, replace(card, extra=extra))
+
+
+def _kept_base(card: Card, spec: TaskSpec, request: Request, progress: Progress | None) -> Base | None:
+    """Return the base a whole version was made on: the one asked for, else the one it names if that is on this machine.
+
+    Raises BaseMismatch where the one asked for is another.
+    """
     if request.base is not None:
         base = open_base(request.base, progress=progress)
         if base.fingerprint != spec.base_fingerprint:
@@ -92,8 +116,14 @@ def _keep(folder: Path, registry: Registry, request: Request, progress: Progress
                 f"the adapter was made on {card.base['name']!r} with fingerprint {spec.base_fingerprint}; "
                 f"{base.name!r} has {base.fingerprint}, so its answers would differ: leave --base out"
             )
-    extra = {**card.extra, "source": dict(request.source)} if request.source else card.extra
-    return registry.publish(request.task, folder, replace(card, extra=extra))
+        return base
+    # A stranger's card: no path of it is followed, which is what its public form is for.
+    name = str(card.public().base["name"])
+    try:
+        base = open_base(name, fetch=False, progress=progress)
+    except AdapterHubError:
+        return None
+    return base if base.fingerprint == spec.base_fingerprint else None
 
 
 def _read_card(folder: Path, spec: TaskSpec) -> Card:
@@ -125,12 +155,7 @@ def _convert(folder: Path, registry: Registry, request: Request, progress: Progr
     made = canonical(folder, base, request.labels, request.pad_token)
     card = Card(
         kind=made.spec.kind,
-        base={
-            "name": base.name,
-            "public_id": base.public_id,
-            "fingerprint": base.fingerprint,
-            "derived_from": base.derived_from,
-        },
+        base=base.to_card(),
         labels=made.spec.labels,
         packages=package_versions(),
         description="Imported from a PEFT adapter made elsewhere.",
@@ -150,7 +175,7 @@ def _base_of(folder: Path, record: Mapping[str, Any], request: Request, progress
     named, revision = record.get("base_model_name_or_path"), record.get("revision")
     if not isinstance(named, str) or not named:
         raise BaseNotFound(f"adapter_config.json in {folder} names no base; say which with --base")
-    on_hub = _HUB_ID.fullmatch(named) is not None and not Path(named).exists()
+    on_hub = _HUB_ID.fullmatch(named) is not None and not is_local(named) and not Path(named).exists()
     if not (request.paths or on_hub):
         raise BaseNotFound(
             f"the adapter names its base as {named!r}, which is a place on its maker's machine; say which with --base"

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.base.cache import cache_root
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.errors import ConfigError
-from adapterhub.metrics import Metric, evaluate
+from adapterhub.errors import AdapterHubError, ConfigError, UsageError
+from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
+from adapterhub.registry.bundle import CARD_FILE, digest_folder
 from adapterhub.registry.card import Card
 from adapterhub.registry.provenance import git_commit, package_versions
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
+from .measure import completion_limits, gold_answers, score
 from .splits import Splits, read_splits
 
 if TYPE_CHECKING:
+    from adapterhub.runtime.target import Prediction
     from adapterhub.training.job import Progress, TrainingResult
 
 # Unless the recipe says otherwise: bases advertise contexts far longer than a task's texts, and memory follows length.
@@ -57,7 +62,8 @@ class BuildResult:
 def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult:
     """Make the adapter of `recipe` and publish it; nothing is published unless everything before succeeded.
 
-    Raises what its stages raise: ConfigError, DataError, BaseNotFound, BaseError, BaseMismatch, TrainingError.
+    An adapter that cannot be published although it was trained is kept, and the message says where. Raises what the
+    stages raise: ConfigError, DataError, BaseNotFound, BaseError, BaseMismatch, TrainingError.
     """
     from adapterhub.training.job import TrainingJob
     from adapterhub.training.train import train_adapter
@@ -66,20 +72,28 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
     splits = read_splits(recipe)
     base = open_base(recipe.base_name, progress=_Stages(progress))
     registry.check_base(recipe.task, base.fingerprint)
+    check_writable(registry.root / recipe.task)
     spec = make_spec(recipe, base, splits.labels)
     progress.stage(
         f"{recipe.task}: {len(splits.train)} rows to train on, {len(splits.validation)} to validate on"
         f"{f' ({splits.held_out})' if splits.held_out else ''}; base {base.name}"
     )
+    job = TrainingJob(recipe, base, spec, splits.train, splits.validation, splits.test)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as scratch:
         folder = Path(scratch) / "adapter"
-        result = train_adapter(TrainingJob(recipe, base, spec, splits.train, splits.validation), folder, progress)
+        result = train_adapter(job, folder, progress)
         gc.collect()  # The training model goes before the one that answers comes.
         measured_on, examples = splits.measured
         progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
-        metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision)
-        card = make_card(recipe, base, splits, result, metrics)
-        published = registry.publish(recipe.task, folder, card)
+        try:
+            metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision)
+            published = registry.publish(recipe.task, folder, make_card(recipe, base, splits, result, metrics))
+        except AdapterHubError as error:
+            kept = keep(recipe.task, folder, make_card(recipe, base, splits, result, {}))
+            raise type(error)(
+                f"{error}. Training had succeeded and its adapter is kept in {kept}: when that is solved, publish it "
+                f"with `adapterhub registry import {kept} --task {recipe.task}`"
+            ) from error
     return BuildResult(published, metrics, measured_on, result)
 
 
@@ -118,6 +132,8 @@ def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
     from adapterhub.base.load import load_tokenizer
 
     template = load_tokenizer(base, recipe.pad_token).chat_template
+    if isinstance(template, dict):  # Several by name: for tools, for retrieval, and one for plain talk.
+        template = template.get("default")
     if isinstance(template, str):
         return PromptSpec("chat", asked.system, asked.template, template)
     if style == "chat":
@@ -133,14 +149,42 @@ def measure(
     """Return the metrics of an adapter folder, answering through the same runtime that serves it."""
     from adapterhub.runtime.hub import AdapterHub
 
-    hub = AdapterHub(base=base, registry=registry, precision=precision)
+    limits = completion_limits(base, spec, examples)
+    with AdapterHub(base=base, registry=registry, precision=precision) as hub:
+
+        def ask(inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[Prediction]:
+            return hub.predict_folder(folder, list(inputs), **options)
+
+        return score(spec, examples, gold_answers(ask, examples, limits))
+
+
+def check_writable(place: Path) -> None:
+    """Raise UsageError where nothing can be written at `place`, which need not exist yet; leaves nothing there."""
     try:
-        predictions = hub.predict_folder(folder, [example.fields for example in examples])
-    finally:
-        hub.close()
-    name = {"classification": "label", "multilabel": "labels", "generation": "completion"}[spec.kind]
-    gold = [getattr(example, name) for example in examples]
-    return evaluate(spec.kind, gold, [getattr(prediction, name) for prediction in predictions], spec.labels)
+        nearest = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the registry cannot be written to: {str(place)!r} ({error.strerror or error}); "
+            "name another with --registry, or see to its permissions"
+        ) from error
+
+
+def keep(task: str, folder: Path, card: Card) -> Path:
+    """Copy a trained adapter, with a card that makes it importable, to a place of its own; return that place.
+
+    Raises AdapterHubError where the disk refuses that too.
+    """
+    digest = digest_folder(folder)
+    kept = cache_root() / "unpublished" / f"{task}-{digest.removeprefix('sha256:')[:16]}"
+    try:
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        text = replace(card.public(), task=task, digest=digest).to_json()
+        (kept / CARD_FILE).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise AdapterHubError(f"the trained adapter cannot be kept in {str(kept)!r} either ({error})") from error
+    return kept
 
 
 def make_card(

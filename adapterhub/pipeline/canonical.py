@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.source import Base
 from adapterhub.data.task import TaskSpec
-from adapterhub.errors import AdapterError, CorruptAdapter
+from adapterhub.errors import CorruptAdapter
 
 from .adopted_spec import adopted_kind, adopted_labels, adopted_spec
+from .fit import adapted_modules, check_head_names, check_shapes, count_classes, make_skeleton
 from .peft_record import check_named, check_patterns, patterned, read_record
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 _IN_LAYER = re.compile(r"^.*?\.[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
 # Which modules an exclusion leaves is in the tensors, and `check_named` asks PEFT itself; labels are names only.
 _READ_HERE = ("exclude_modules", "id2label", "label2id")
-_PREFIX, _A = "base_model.model.", ".lora_A.weight"
-# The tensor whose rows are the labels, by the kind of head.
-_HEAD_OUTPUTS = ("score.weight", "classifier.out_proj.weight", "classifier.weight")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ def canonical(folder: Path, base: Base, labels: Sequence[str] | None, pad_token:
     Raises AdapterError (a variant that is not plain LoRA), CorruptAdapter, UnsafeAdapter, FileMissing, BaseError, and
     UsageError for labels that do not fit.
     """
-    from adapterhub.engine.heads import check_head
     from adapterhub.lora.config import parse_config
     from adapterhub.lora.files import parse_weights, read_tensors
     from adapterhub.lora.weights import check_effect
@@ -62,68 +59,20 @@ def canonical(folder: Path, base: Base, labels: Sequence[str] | None, pad_token:
     tensors = read_tensors(folder)
     weights = parse_weights(config, tensors)
     check_effect(weights)
-    classes = _classes(weights)
+    classes = count_classes(weights)
     if (config.task_type == "SEQ_CLS") != (classes is not None):
         raise CorruptAdapter(
             f"{folder} is a {config.task_type} adapter but its tensors hold {'a' if classes else 'no'} classification "
             "head; save the head with it (modules_to_save), or mend task_type"
         )
-    skeleton = _skeleton(base, classes)
-    modules = sorted(name.removeprefix(_PREFIX).removesuffix(_A) for name in tensors if name.endswith(_A))
-    _check_shapes(weights, modules, skeleton, base)
+    skeleton = make_skeleton(base, classes)
+    modules = adapted_modules(tensors)
+    check_shapes(weights, modules, skeleton, base)
     check_named(record, modules)
     names = adopted_labels(folder, record, base, classes, labels)
     spec = adopted_spec(base, skeleton, names, adopted_kind(folder, classes), pad_token)
-    check_head(weights.head, spec.pooling)
+    check_head_names(weights, spec)
     return Canonical(_rewritten(config, record, weights, modules, skeleton, base), tensors, spec)
-
-
-def _classes(weights: LoraWeights) -> int | None:
-    """Return how many classes the head has, None without a head."""
-    if not weights.head:
-        return None
-    output = next((name for name in _HEAD_OUTPUTS if name in weights.head), None)
-    if output is None:
-        raise CorruptAdapter(f"the head has {', '.join(sorted(weights.head))}, but none of {', '.join(_HEAD_OUTPUTS)}")
-    classes = int(weights.head[output].shape[0])
-    if classes < 2:
-        raise AdapterError(f"the head has {classes} output, a regression; classification needs at least two classes")
-    return classes
-
-
-def _skeleton(base: Base, classes: int | None) -> Any:
-    """Return the transformers model PEFT would load this adapter on, with shapes but no weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if classes is None and base.is_encoder:
-        raise AdapterError(
-            f"a CAUSAL_LM adapter cannot sit on {base.name!r}, an encoder; name its own base with --base"
-        )
-    changes = {} if classes is None else {"num_labels": classes}
-    config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False, **changes)
-    kind = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        return kind.from_config(config)
-
-
-def _check_shapes(weights: LoraWeights, modules: Sequence[str], skeleton: Any, base: Base) -> None:
-    from adapterhub.lora.linear import linear_shapes
-    from adapterhub.lora.weights import check_fits
-
-    root = f"{skeleton.base_model_prefix}."
-    if stranger := next((name for name in modules if not name.startswith(root)), None):
-        raise CorruptAdapter(
-            f"the adapter changes {stranger!r}, but all that can be adapted in {base.name!r} lies below {root!r}; "
-            "it was made for another architecture or another model class"
-        )
-    shapes = linear_shapes(skeleton)
-    check_fits(weights, {name.removeprefix(root): s for name, s in shapes.items() if name.startswith(root)})
-    parameters = skeleton.named_parameters() if weights.head else ()
-    wanted = {name: tuple(p.shape) for name, p in parameters if not name.startswith(root)}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.head.items()}
-    if found != wanted:
-        raise CorruptAdapter(f"the head of the adapter has {found}, but {base.name!r} takes {wanted}")
 
 
 def _rewritten(
@@ -177,26 +126,26 @@ def _common(values: Mapping[str, float], default: float) -> tuple[float, dict[st
 def _targets(
     modules: Sequence[str], skeleton: Any, heads: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Return the shortest target names (and layers) by which PEFT finds exactly `modules`."""
+    """Return the shortest target names, and all their layers, by which PEFT finds exactly `modules`.
+
+    The layers are None where something outside of numbered layers is adapted: PEFT would then leave that out.
+    """
     from adapterhub.lora.linear import linear_shapes
 
     everything = [name for name in linear_shapes(skeleton) if name.split(".")[0] not in heads]
     matches = [match for match in map(_IN_LAYER.match, modules) if match]
-    if len(matches) == len(modules):
+    layers: tuple[int, ...] | None = None
+    if modules and len(matches) == len(modules):
         layers = tuple(sorted({int(match["index"]) for match in matches}))
         rests = {match["rest"] for match in matches}
         for names in ({rest.rsplit(".", 1)[-1] for rest in rests}, rests):
-            for within in (None, layers):
-                if _selected(everything, names, within) == set(modules):
-                    return tuple(sorted(names)), within
+            if _selected(everything, names, layers) == set(modules):
+                return tuple(sorted(names)), layers
     # No product of names and layers: every module by its own name.
     root = f"{skeleton.base_model_prefix}."
-    return tuple(name.removeprefix(root) for name in modules), None
+    return tuple(name.removeprefix(root) for name in modules), layers
 
 
-def _selected(everything: Sequence[str], names: set[str], layers: tuple[int, ...] | None) -> set[str]:
-    def inside(name: str) -> bool:
-        match = _IN_LAYER.match(name)
-        return layers is None or (match is not None and int(match["index"]) in layers)
-
-    return {each for each in everything if inside(each) and any(each.endswith(f".{name}") for name in names)}
+def _selected(everything: Sequence[str], names: set[str], layers: tuple[int, ...]) -> set[str]:
+    inside = [each for each in everything if (match := _IN_LAYER.match(each)) and int(match["index"]) in layers]
+    return {each for each in inside if any(each.endswith(f".{name}") for name in names)}

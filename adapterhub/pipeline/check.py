@@ -12,16 +12,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import Base, open_base
-from adapterhub.data.example import Example, collect_labels
+from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
-from adapterhub.data.prompt import input_field, render_text
-from adapterhub.data.split import hold_out
-from adapterhub.data.task import PromptSpec
-from adapterhub.errors import AdapterHubError, BaseNotFound, DataError, InvalidRequest
-from adapterhub.recipe import Recipe, load_recipe
+from adapterhub.data.prompt import input_text
+from adapterhub.errors import AdapterHubError, BaseNotFound
+from adapterhub.recipe import Kind, Recipe, load_recipe
+from adapterhub.registry.store import Registry
+from adapterhub.training.answers import check_learnable, target_of
 
 from .build import make_spec
 from .estimate import Estimate, estimate, measure_lengths
+from .splits import held_out_of
 
 Found = TypeVar("Found")
 Asked = ParamSpec("Asked")
@@ -79,8 +80,11 @@ class Report:
         }
 
 
-def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Report:
-    """Return everything found about a recipe file; nothing people got wrong is raised."""
+def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Report:
+    """Return everything found about a recipe file; nothing people got wrong is raised.
+
+    With `registry`, that includes a task that is bound to another base there.
+    """
     report = Report(str(path))
     recipe = _collect(report, load_recipe, path, overrides)
     if recipe is None:
@@ -89,9 +93,16 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     splits = _read_splits(recipe, report)
     labels = _check_labels(recipe, splits, report)
     _check_texts(recipe, splits, report)
+    if "train" in splits and "validation" not in splits and recipe.data.validation is None:
+        _hold_out(recipe, splits, report)
+    if not report.problems:
+        _collect(report, _check_learnable, recipe, labels, splits["train"])
     base = _open_base(recipe, report)
-    if base is not None and len(splits) == sum(1 for _ in recipe.data.splits()):
-        report.estimate = _collect(report, _estimate, recipe, base, labels, splits)
+    if base is not None:
+        if registry is not None:
+            _collect(report, registry.check_base, recipe.task, base.fingerprint)
+        if {"validation", *(name for name, _ in recipe.data.splits())} <= splits.keys():
+            report.estimate = _collect(report, _estimate, recipe, base, labels, splits)
     return report
 
 
@@ -111,7 +122,7 @@ def _read_splits(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
         examples = _collect(report, _read, recipe, source)
         if examples is not None:
             splits[name] = examples
-            report.splits[name] = SplitReport(source, len(examples), _count_labels(examples))
+            report.splits[name] = SplitReport(source, len(examples), _count_labels(examples, recipe.kind))
     return splits
 
 
@@ -119,10 +130,10 @@ def _read(recipe: Recipe, source: str) -> list[Example]:
     return list(read_examples(recipe.resolve(source), recipe.kind, labels=recipe.labels))
 
 
-def _count_labels(examples: Iterable[Example]) -> dict[str, int]:
+def _count_labels(examples: Iterable[Example], kind: Kind) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for example in examples:
-        counts.update(example.labels if example.labels is not None else [example.label] if example.label else [])
+        counts.update(gold_labels(example, kind))
     return dict(sorted(counts.items()))
 
 
@@ -130,20 +141,29 @@ def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], repor
     """Return the task's labels; what training would refuse is a problem, what it cannot learn a warning."""
     if recipe.kind == "generation" or "train" not in splits:
         return ()
-    learnt = collect_labels(splits["train"])
+    learnt = collect_labels(splits["train"], recipe.kind)
     labels = recipe.labels or learnt
-    if len(learnt) < 2 and recipe.kind == "classification":
-        report.problems.append(f"{recipe.data.train}: all rows have the label {learnt[0]!r}; there is nothing to learn")
     if missing := [label for label in labels if label not in learnt]:
         report.warnings.append(
             f"labels: {_some(missing)} in no training row, so {'it' if len(missing) == 1 else 'they'} cannot be learnt"
         )
     for examples in splits.values():
-        unknown = sorted({*collect_labels(examples)} - {*labels})
+        unknown = sorted({*collect_labels(examples, recipe.kind)} - {*labels})
         if unknown:
-            first = next(row.where for row in examples if unknown[0] in collect_labels([row]))
+            first = next(row.where for row in examples if unknown[0] in collect_labels([row], recipe.kind))
             report.problems.append(f"{first}: unknown label {unknown[0]!r}; no row of {recipe.data.train} has it")
     return labels
+
+
+def _hold_out(recipe: Recipe, splits: dict[str, list[Example]], report: Report) -> None:
+    """Take validation out of train, as training will; where it cannot, that is a problem."""
+    divided = _collect(report, held_out_of, splits["train"], recipe)
+    if divided is not None:
+        splits["train"], splits["validation"] = divided
+
+
+def _check_learnable(recipe: Recipe, labels: Sequence[str], train: Sequence[Example]) -> None:
+    check_learnable([target_of(example, recipe.kind, labels) for example in train], recipe.kind, labels)
 
 
 def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report: Report) -> None:
@@ -153,7 +173,7 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
         by_text = _collect(report, _by_text, recipe, examples)
         if by_text is not None:
             seen[name] = by_text
-            report.warnings += _text_warnings(report.splits[name].source, by_text)
+            report.warnings += _text_warnings(report.splits[name].source, recipe.kind, by_text)
     for first, second in combinations(seen, 2):
         shared = [text for text in seen[second] if text in seen[first]]
         if shared:
@@ -165,20 +185,14 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
 
 
 def _by_text(recipe: Recipe, examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """Group rows by what the base reads. Raises InvalidRequest where the prompt's template asks for a missing field."""
-    spec = PromptSpec(template=recipe.prompt.template)
+    """Group rows by what the base reads. Raises DataError where the prompt's template asks for a missing field."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        messages = example.prompt_messages
-        try:
-            text = render_text(spec, example.fields, input_field(recipe.kind)) if messages is None else str(messages)
-        except InvalidRequest as error:
-            raise DataError(f"{example.where}: {error}") from error
-        groups.setdefault(text, []).append(example)
+        groups.setdefault(input_text(example, recipe.kind, recipe.prompt.template), []).append(example)
     return groups
 
 
-def _text_warnings(source: str, by_text: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+def _text_warnings(source: str, kind: Kind, by_text: Mapping[str, Sequence[Example]]) -> Iterator[str]:
     blank = [row for text, rows in by_text.items() if not text.strip() for row in rows]
     if blank:
         yield f"{source}: {_count(len(blank), 'row')} with an empty text, the first at {blank[0].where}"
@@ -186,21 +200,22 @@ def _text_warnings(source: str, by_text: Mapping[str, Sequence[Example]]) -> Ite
     if twice:
         extra = sum(len(rows) - 1 for rows in twice)
         yield f"{source}: {_count(extra, 'row')} with the text of an earlier one, the first at {twice[0][1].where}"
-    torn = [rows for rows in twice if len({_answer(row) for row in rows}) > 1]
+    torn = [rows for rows in twice if len({_answer(row, kind) for row in rows}) > 1]
     if torn:
         yield (
             f"{source}: {_count(len(torn), 'text')} with different answers, the first at {torn[0][0].where} "
-            f"and {next(row for row in torn[0] if _answer(row) != _answer(torn[0][0])).where}"
+            f"and {next(row for row in torn[0] if _answer(row, kind) != _answer(torn[0][0], kind)).where}"
         )
 
 
-def _answer(example: Example) -> object:
-    return example.label, example.labels and frozenset(example.labels), example.completion
+def _answer(example: Example, kind: Kind) -> object:
+    return example.completion if kind == "generation" else frozenset(gold_labels(example, kind))
 
 
 def _open_base(recipe: Recipe, report: Report) -> Base | None:
-    name = recipe.base_name
+    name = recipe.base
     try:
+        name = recipe.base_name
         return open_base(name, fetch=False)
     except BaseNotFound as error:
         if name in CATALOG or _HUB_ID.fullmatch(name):
@@ -219,15 +234,8 @@ def _estimate(
 
     spec = make_spec(recipe, base, labels)
     tokenizer = load_tokenizer(base, recipe.pad_token)
-    train, validation = splits["train"], splits.get("validation")
-    if validation is None:
-        train, validation = hold_out(train, seed=recipe.training.seed)
-    lengths = [measure_lengths(tokenizer, spec, rows) for rows in (train, validation, *_rest(splits))]
-    return estimate(recipe, base, spec, lengths[0], lengths[1])
-
-
-def _rest(splits: Mapping[str, Sequence[Example]]) -> list[Sequence[Example]]:
-    return [splits["test"]] if "test" in splits else []
+    lengths = {name: measure_lengths(tokenizer, spec, rows) for name, rows in splits.items()}
+    return estimate(recipe, base, spec, lengths["train"], lengths["validation"])
 
 
 def _count(number: int, noun: str) -> str:

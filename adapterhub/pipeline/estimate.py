@@ -19,7 +19,7 @@ from adapterhub.base.tensors import stored_tensors
 from adapterhub.data.example import Example
 from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import Tokenizer, encode_completion, encode_input
-from adapterhub.errors import ConfigError, DataError
+from adapterhub.errors import ConfigError, DataError, InvalidRequest
 from adapterhub.recipe import Recipe
 from adapterhub.training.job import PART_TOKENS
 from adapterhub.training.schedule import steps_per_epoch, total_steps
@@ -92,7 +92,7 @@ def adapter_parameters(modules: Mapping[str, tuple[int, int]], rank: int, head: 
 def measure_lengths(tokenizer: Tokenizer, spec: TaskSpec, examples: Sequence[Example]) -> Lengths:
     """Count the tokens of a sample of `examples`, the longest among them, exactly as training will.
 
-    Raises DataError where a row is longer than the task takes, InvalidRequest where one cannot be rendered.
+    Raises DataError where a row is longer than the task takes, or cannot be rendered.
     """
     step = max(1, len(examples) // _SAMPLE)
     sample = [_tokens(tokenizer, spec, example) for example in examples[::step]]
@@ -183,8 +183,12 @@ def _chosen_layers(layers: str | Sequence[int], count: int) -> set[int]:
 
 
 def _tokens(tokenizer: Tokenizer, spec: TaskSpec, example: Example) -> tuple[int, int]:
-    asked = len(encode_input(tokenizer, spec, example.fields))
-    return asked, 0 if example.completion is None else len(encode_completion(tokenizer, example.completion))
+    try:
+        asked = len(encode_input(tokenizer, spec, example.fields))
+    except InvalidRequest as error:
+        raise DataError(f"{example.where}: {error}") from error
+    answer = example.completion if spec.kind == "generation" else None
+    return asked, 0 if answer is None else len(encode_completion(tokenizer, answer))
 
 
 def _characters(example: Example) -> int:

@@ -13,11 +13,10 @@ from adapterhub.base.source import Progress
 from adapterhub.errors import CorruptAdapter, FileMissing
 from adapterhub.hub import ADAPTER_FILES, Commit, check_repo_id, download_adapter, push_folder
 from adapterhub.registry.bundle import ALL_FILES, README_FILE, read_text
-from adapterhub.registry.ref import check_task_name
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published, Version
 
-from .adopt import Request, adopt
+from .adopt import Request, adopt, check_new_task
 
 # Where a model card leaves room for the repository it will lie in.
 _PLACE = "ORG/NAME"
@@ -76,7 +75,7 @@ def pull(
     HubError or NotFound.
     """
     check_repo_id(repo_id)
-    check_task_name(request.task)
+    check_new_task(request.task)
     if progress:
         progress(f"Fetching {repo_id} from the Hub")
     snapshot = download_adapter(repo_id, revision)

@@ -35,7 +35,7 @@ class Splits:
     def to_record(self) -> dict[str, dict[str, Any]]:
         """Return name, rows and hash of each split, for the card."""
         rows = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split_record(source, (e.id for e in rows[name])) for name, source in self.sources.items()}
+        return {name: split_record(source, rows[name]) for name, source in self.sources.items()}
 
 
 def read_splits(recipe: Recipe) -> Splits:
@@ -47,7 +47,7 @@ def read_splits(recipe: Recipe) -> Splits:
     labels = recipe.labels
     train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
     if labels is None:
-        labels = collect_labels(train) if recipe.kind != "generation" else ()
+        labels = collect_labels(train, recipe.kind) if recipe.kind != "generation" else ()
     read = {
         name: list(read_examples(recipe.resolve(source), recipe.kind, labels=labels or None))
         for name, source in recipe.data.splits()
@@ -55,6 +55,14 @@ def read_splits(recipe: Recipe) -> Splits:
     }
     sources, held_out = dict(recipe.data.splits()), ""
     if "validation" not in read:
-        train, read["validation"] = hold_out(train, seed=recipe.training.seed)
+        train, read["validation"] = held_out_of(train, recipe)
         sources["validation"], held_out = recipe.data.train, "held out of train"
     return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out)
+
+
+def held_out_of(train: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    """Return what of `train` is learnt from, and what validates, where the recipe names no validation data.
+
+    Raises DataError where there are too few rows.
+    """
+    return hold_out(train, recipe.kind, seed=recipe.training.seed, template=recipe.prompt.template)

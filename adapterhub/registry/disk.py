@@ -64,12 +64,15 @@ def replace_file(path: Path, text: str) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, link or folder; a folder leaves its name in one step, so no half of it is ever seen under it."""
-    if path.is_dir() and not path.is_symlink():
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif path.name.startswith(TEMPORARY):
+        # Never read as data, so half of it may be seen; and under a new name the task it belongs to would be lost.
+        shutil.rmtree(path)
+    else:
         aside = path.with_name(temporary_name())
         path.rename(aside)
         shutil.rmtree(aside)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

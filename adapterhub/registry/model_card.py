@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -115,7 +115,7 @@ def _weights(card: Card) -> str:
     ]
     if base.get("derived_from"):
         lines.append(
-            f"They derive from {_code(base['derived_from'])} and are not the same bytes: on other weights the answers "
+            f"Where they come from: {_code(base['derived_from'])}. On weights with another fingerprint the answers "
             "differ a little, and so may the metrics."
         )
     if public_id.startswith("local/"):
@@ -123,8 +123,15 @@ def _weights(card: Card) -> str:
             "That base is a folder of its maker's and has no public home; the adapter needs exactly those weights."
         )
     else:
-        lines.append(f"`adapterhub base pull {name}` gets exactly those weights.")
+        lines.append(f"{_code(f'adapterhub base pull {_pinned(base)}')} gets exactly those weights.")
     return "\n".join(lines)
+
+
+def _pinned(base: Mapping[str, Any]) -> str:
+    """Return the name to pull the base by: a Hub id at the commit it was, since a repository changes; else as it is."""
+    name, revision = str(base["name"]), base.get("revision")
+    repo_id = name.partition("@")[0]
+    return f"{repo_id}@{revision}" if revision and repo_id == base["public_id"] else name
 
 
 def _use(card: Card, spec: TaskSpec) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+
+from adapterhub.data.example import Example
 
 PACKAGES = ("adapterhub", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 
@@ -32,9 +35,18 @@ def git_commit(folder: Path) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def split_record(source: str, ids: Iterable[str]) -> dict[str, object]:
-    """Return what a card says of one split: name (no path), rows, and a sha256 of its ids in sorted order."""
-    ordered = sorted(ids)
+def split_record(source: str, examples: Iterable[Example]) -> dict[str, object]:
+    """Return what a card says of one split: name (no path), rows, and a sha256 of all that training sees of them.
+
+    That is the JSON of [id, fields, weight, probs], a row a line, in sorted order: equal rows in another order, or in
+    another kind of file, have an equal hash.
+    """
+    ordered = sorted(_canonical(example) for example in examples)
     name = source if source.startswith("hf:") else Path(source).name
-    digest = hashlib.sha256("".join(f"{each}\n" for each in ordered).encode("utf-8")).hexdigest()
+    digest = hashlib.sha256("".join(f"{each}\n" for each in ordered).encode("ascii")).hexdigest()
     return {"name": name, "rows": len(ordered), "sha256": digest}
+
+
+def _canonical(example: Example) -> str:
+    content = [example.id, example.fields, example.weight, example.probs]
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

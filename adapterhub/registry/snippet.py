@@ -83,8 +83,9 @@ def _text(spec: TaskSpec, field: str) -> str:
     if template is None:
         return _quote(f"An example {field}")
     names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name)
-    values = ", ".join(f"{name}={_quote(f'an example {name}')}" for name in names)
-    return f"{_quote(template)}.format({values})"
+    # As a mapping: a field may be called `class` or `order-id`, which no keyword argument can.
+    values = ", ".join(f"{_quote(name)}: {_quote(f'an example {name}')}" for name in names)
+    return f"{_quote(template)}.format(**{{{values}}})"
 
 
 def _quote(text: str) -> str:

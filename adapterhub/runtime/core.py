@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from adapterhub.engine.scheduler import Limits
 from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest
 
 from .adapters import AdapterCache
-from .stream import GenerationStream
+from .pending import Pending
+from .stream import Chunk, GenerationStream
 from .target import GenerationRequest, Prediction, Target
 
 DEFAULT_MAX_TOKENS = 256
@@ -39,9 +40,12 @@ class LoadedBase:
         dtype = compute_dtype(precision, device)
         self._tokenizer = load_tokenizer(base, require_pad=False)
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        engine = Engine(load_backbone(base, dtype, device), base.context_length, limits=limits, resident=resident)
+        model = load_backbone(base, dtype, device)
+        self._stop_ids = _stop_ids(model, self._tokenizer)
+        engine = Engine(model, base.context_length, limits=limits, resident=resident)
         self.loop = EngineLoop(engine, threads=threads or default_threads())
         self._plain = _base_spec(base, self._tokenizer)
+        self._raw = replace(self._plain, prompt=PromptSpec())
 
     def stats(self) -> Mapping[str, float]:
         """Return the engine's counters."""
@@ -55,44 +59,45 @@ class LoadedBase:
             "kv_cache_bytes": engine.runner.cache.bytes if engine.runner.cache else 0,
         }
 
-    def start_classification(self, target: Target, given: Input) -> Callable[[], Prediction]:
-        """Queue one text; the returned call waits for its labels."""
-        assert target.spec is not None
+    def start_classification(self, target: Target, given: Input) -> Pending:
+        """Queue one text; raises what is wrong with it at once."""
         spec = target.spec
+        assert spec is not None
         tokens = encode_input(self._tokenizer, spec, _fields(given, "text"))
         check_length(tokens, spec)
-        answer: list[Event] = []
-        done = threading.Event()
+        request = Request(tuple(tokens), lambda event: receive(event), target.adapter)
+        pending = Pending(on_cancel=lambda: self.loop.cancel(request))
 
         def receive(event: Event) -> None:
-            answer.append(event)
-            done.set()
-
-        self.loop.submit(Request(tuple(tokens), receive, target.adapter))
-
-        def wait() -> Prediction:
-            done.wait()
-            (event,) = answer
             if isinstance(event, FailedEvent):
-                raise event.error
-            assert isinstance(event, LogitsEvent)
-            return _labelled(spec, event.logits, len(tokens))
+                pending.give(event.error)
+            elif isinstance(event, LogitsEvent):
+                pending.give(_labelled(spec, event.logits, len(tokens)))
 
-        return wait
+        self.loop.submit(request)
+        return pending
 
-    def start_completion(self, target: Target, options: Mapping[str, Any], given: Input) -> Callable[[], Prediction]:
-        """Queue one prompt; the returned call waits for its completion."""
+    def start_completion(self, target: Target, options: Mapping[str, Any], given: Input) -> Pending:
+        """Queue one prompt for its completion; raises what is wrong with it at once."""
         stream = self.start_generation(target, GenerationRequest(fields=_fields(given, "prompt"), **options))
+        pending = Pending(on_cancel=stream.cancel)
+        parts: list[str] = []
 
-        def wait() -> Prediction:
-            whole = stream.result()
-            return Prediction(
-                completion=whole.text,
-                prompt_tokens=whole.prompt_tokens,
-                completion_tokens=whole.completion_tokens,
-            )
+        def receive(chunk: Chunk | Exception) -> None:
+            if isinstance(chunk, Exception):
+                pending.give(chunk)
+                return
+            parts.append(chunk.text)
+            if chunk.finish_reason is not None:
+                whole = Prediction(
+                    completion="".join(parts),
+                    prompt_tokens=chunk.prompt_tokens,
+                    completion_tokens=chunk.completion_tokens,
+                )
+                pending.give(whole)
 
-        return wait
+        stream.subscribe(receive)
+        return pending
 
     def start_generation(self, target: Target, request: GenerationRequest) -> GenerationStream:
         """Queue one prompt and return its stream; raises what is wrong with it at once."""
@@ -106,7 +111,7 @@ class LoadedBase:
         def cancel() -> None:
             self.loop.cancel(asked)
 
-        stream = GenerationStream(self._tokenizer, len(tokens), request.stop, cancel)
+        stream = GenerationStream(self._tokenizer, len(tokens), request.stop, request.min_tokens, cancel)
         asked = Request(tuple(tokens), stream.receive, target.adapter, sampling)
         self.loop.submit(asked)
         return stream
@@ -118,8 +123,8 @@ class LoadedBase:
         if request.token_ids is not None:
             return request.token_ids
         if request.text is not None:
-            ids: list[int] = self._tokenizer(request.text)["input_ids"]
-            return ids
+            # A plain task without a template: the text as it is.
+            return encode_input(self._tokenizer, self._raw, {"prompt": request.text})
         if request.messages is not None:
             return encode_input(self._tokenizer, spec, {"messages": request.messages})
         assert request.fields is not None
@@ -140,7 +145,6 @@ class LoadedBase:
                 param="max_tokens",
             )
         _check_ranges(request, wanted)
-        end = self._tokenizer.eos_token_id
         return Sampling(
             max_tokens=wanted,
             min_tokens=request.min_tokens,
@@ -148,7 +152,7 @@ class LoadedBase:
             top_p=request.top_p,
             top_k=request.top_k,
             seed=request.seed,
-            stop_ids=frozenset() if end is None else frozenset({end}),
+            stop_ids=self._stop_ids,
             ignore_eos=request.ignore_eos,
             logprobs=request.logprobs,
         )
@@ -169,8 +173,17 @@ def default_threads() -> int:
 def _base_spec(base: Base, tokenizer: Any) -> TaskSpec:
     """Return how the bare base is asked: its chat template where it has one."""
     template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
     style = PromptSpec(style="chat", chat_template=template) if template else PromptSpec()
     return TaskSpec("generation", base.fingerprint, base.context_length, prompt=style)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's EOS, and what the base's generation config names besides."""
+    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = said if isinstance(said, list) else [said]
+    return frozenset(int(token) for token in [*named, tokenizer.eos_token_id] if token is not None)
 
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:
@@ -178,11 +191,11 @@ def _fields(given: Input, name: str) -> Mapping[str, Any]:
 
 
 def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:
-    """Return the likeliest label (softmax), or for multilabel every label above one half (sigmoid)."""
+    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid)."""
     if spec.kind == "multilabel":
         values = torch.sigmoid(logits).tolist()
         probs = dict(zip(spec.labels, values, strict=True))
-        chosen = tuple(label for label, value in probs.items() if value > 0.5)
+        chosen = tuple(label for label, value in probs.items() if value >= 0.5)
         return Prediction(labels=chosen, probs=probs, prompt_tokens=tokens)
     values = torch.softmax(logits, dim=-1).tolist()
     probs = dict(zip(spec.labels, values, strict=True))
@@ -197,6 +210,7 @@ def _check_ranges(request: GenerationRequest, max_tokens: int) -> None:
         ("temperature", request.temperature, 0 <= request.temperature < math.inf, "0 or more"),
         ("top_p", request.top_p, 0 < request.top_p <= 1, "above 0 and at most 1"),
         ("top_k", request.top_k, request.top_k >= 0, "0 or more"),
+        ("seed", request.seed or 0, -(2**63) <= (request.seed or 0) < 2**63, "a 64-bit integer"),
         ("logprobs", request.logprobs or 0, 0 <= (request.logprobs or 0) <= 20, "from 0 to 20"),
     )
     for name, value, fine, allowed in checks:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.base.source import Base, open_base
-from adapterhub.data.task import TaskSpec
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import CorruptAdapter, RefNotFound, UnsupportedRequest, UsageError
-from adapterhub.registry.bundle import read_text
+from adapterhub.errors import AdapterHubError, NameTaken, RefNotFound, UnsupportedRequest, UsageError
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
 
 from .core import Input, LoadedBase
+from .pending import Pending, start_each
 from .stream import GenerationStream
 from .target import GenerationRequest, ModelInfo, Prediction, Target
 
@@ -67,12 +66,12 @@ class AdapterHub:
         Raises RefNotFound, BaseMismatch, CorruptAdapter, UnsafeAdapter.
         """
         if self._core is not None and model in {self._core.base.name, self._core.base.public_id}:
+            self._check_unshadowed(model)
             return Target(model)
         version = self.registry.resolve(model)
         core = self._core_for(version)
-        spec = version.spec()
-        adapter = core.adapters.get(model, version.path, spec, version.digest, version.base)
-        return Target(model, spec, version.digest, version.version, adapter)
+        found = core.adapters.get(model, version.path, version.digest, version.base, version.base_fingerprint)
+        return Target(model, found.spec, version.digest, version.version, found.adapter)
 
     def predict(self, ref: str, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Return one answer an input, in order. A bare text is the field `text`, or `prompt` in generation.
@@ -83,31 +82,43 @@ class AdapterHub:
 
     def predict_folder(self, folder: Path, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Answer as `predict` does with an adapter folder that is not published."""
-        spec = TaskSpec.from_json(read_text(folder / "task.json"))
-        adapter = self._loaded().adapters.get(str(folder), folder, spec, None, None)
-        return list(self.answers(Target(str(folder), spec, adapter.digest, None, adapter), inputs, **options))
+        found = self._loaded().adapters.read(str(folder), folder)
+        target = Target(str(folder), found.spec, found.adapter.digest, None, found.adapter)
+        return list(self.answers(target, inputs, **options))
 
-    def answers(self, target: Target, inputs: Iterable[Input], **options: Any) -> Iterator[Prediction]:
-        """Yield one answer an input, in order, a bounded number of them running at once."""
+    def answers(
+        self, target: Target, inputs: Iterable[Input], *, cancelled: threading.Event | None = None, **options: Any
+    ) -> Iterator[Prediction]:
+        """Yield one answer an input, in order, a bounded number of them running at once.
+
+        An input that cannot be answered raises when its turn comes, after the answers before it. What still runs when
+        the caller stops asking, or sets `cancelled`, is given up.
+        """
         core = self._loaded()
-        start: Callable[[Input], Callable[[], Prediction]] = (
+        start: Callable[[Any], Pending] = (
             partial(core.start_classification, target)
             if target.spec is not None and target.spec.kind != "generation"
             else partial(core.start_completion, target, {"temperature": 0.0, **options})
         )
-        running: deque[Callable[[], Prediction]] = deque()
-        for each in inputs:
-            if len(running) >= WINDOW:
-                yield running.popleft()()
-            running.append(start(each))
-        while running:
-            yield running.popleft()()
+        running: deque[Pending] = deque()
+        try:
+            for pending in start_each(start, inputs):
+                running.append(pending)
+                while running and (len(running) >= WINDOW or running[0].done):
+                    yield running.popleft().wait(cancelled)
+            while running:
+                yield running.popleft().wait(cancelled)
+        finally:
+            for pending in running:
+                pending.cancel()
 
-    def classify(self, target: Target, inputs: Sequence[Input]) -> list[Prediction]:
+    def classify(
+        self, target: Target, inputs: Sequence[Input], cancelled: threading.Event | None = None
+    ) -> list[Prediction]:
         """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets."""
         if target.spec is None or target.spec.kind == "generation":
             raise UnsupportedRequest(f"{target.name!r} generates text; it has no labels to choose from", param="model")
-        return list(self.answers(target, inputs))
+        return list(self.answers(target, inputs, cancelled=cancelled))
 
     def generate(self, target: Target, request: GenerationRequest) -> GenerationStream:
         """Start a generation and return at once.
@@ -127,9 +138,17 @@ class AdapterHub:
         for task in tasks:
             try:
                 found += _infos(self.registry, task, base)
-            except CorruptAdapter as error:  # one damaged task must not hide the others
+            except (AdapterHubError, ValueError) as error:  # one damaged task must not hide the others
                 log.warning("task %r is left out of the list: %s", task, error)
         return found
+
+    def model(self, name: str) -> ModelInfo:
+        """Return what a name that can be asked stands for; raises as `target` does."""
+        target, base = self.target(name), self.base
+        if target.spec is None:
+            return ModelInfo(name, None, 0, None, "base")
+        version = self.registry.resolve(name)
+        return ModelInfo(name, base.name, _seconds(version), target.digest, target.spec.kind)
 
     def stats(self) -> Mapping[str, float]:
         """Return the engine's counters: rows running and waiting, resident adapters, loads, evictions, cache bytes."""
@@ -151,6 +170,14 @@ class AdapterHub:
             raise UsageError("no base is loaded yet: name one, or ask for a ref first")
         return self._core
 
+    def _check_unshadowed(self, name: str) -> None:
+        """Raise NameTaken where a task has the base's name: neither may answer in the other's place."""
+        try:
+            self.registry.resolve(name)
+        except RefNotFound:
+            return
+        raise NameTaken(f"{name!r} is the base and a task as well; ask for a version, such as {name + '@1'!r}")
+
     def _core_for(self, version: Version) -> LoadedBase:
         with self._lock:
             if self._core is None:
@@ -166,8 +193,7 @@ def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:
     kind = versions[0].spec().kind
 
     def info(name: str, version: Version) -> ModelInfo:
-        created = int(datetime.fromisoformat(version.created_at).timestamp())
-        return ModelInfo(name, base.name, created, version.digest, kind)
+        return ModelInfo(name, base.name, _seconds(version), version.digest, kind)
 
     aliased = [info(f"{task}@{alias}", v) for v in versions for alias in v.aliases]
     return [
@@ -175,3 +201,7 @@ def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:
         *sorted(aliased, key=lambda each: each.id),
         *(info(v.ref, v) for v in versions),
     ]
+
+
+def _seconds(version: Version) -> int:
+    return int(datetime.fromisoformat(version.created_at).timestamp())

@@ -10,19 +10,23 @@ from typing import Any, Literal
 from adapterhub.engine.request import Event, FailedEvent, TokenEvent
 from adapterhub.errors import Cancelled
 
-from .text import Detokenizer, StopFilter
+from .text import Detokenizer, StopFilter, token_bytes
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its log-probability, and the likeliest alternatives as (token, id, log-probability)."""
+    """A token, its log-probability, and the likeliest alternatives as (token, id, log-probability).
+
+    `raw` is the token's own bytes where they are known: a token may be a part of a character, which no text shows.
+    """
 
     token: str
     token_id: int
     logprob: float
     top: tuple[tuple[str, int, float], ...]
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,17 @@ class GenerationStream:
     """Chunks of one answer, in order. Thread-safe; chunks that came before a subscriber are replayed to it."""
 
     def __init__(
-        self, tokenizer: Any, prompt_tokens: int, stops: tuple[str, ...], on_cancel: Callable[[], None]
+        self,
+        tokenizer: Any,
+        prompt_tokens: int,
+        stops: tuple[str, ...],
+        min_tokens: int,
+        on_cancel: Callable[[], None],
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt_tokens = prompt_tokens
         self._detokenizer, self._stops = Detokenizer(tokenizer), StopFilter(stops)
+        self._min_tokens = min_tokens
         self._on_cancel = on_cancel
         self._items: list[Chunk | Exception] = []
         self._listeners: list[Listener] = []
@@ -143,7 +153,8 @@ class GenerationStream:
         fresh = "" if event.finish == "stop" else self._detokenizer.add(event.token)
         if event.finish is not None:
             fresh += self._detokenizer.flush()
-        text = self._stops.add(fresh)
+        # A stop string counts from the token on that may be the last.
+        text = self._stops.add(fresh) if self._count >= self._min_tokens else fresh
         finish: FinishReason | None = event.finish  # type: ignore[assignment]
         if self._stops.stopped:
             finish = "stop"
@@ -156,7 +167,8 @@ class GenerationStream:
         if event.logprob is None:
             return None
         top = tuple((self._word(token), token, value) for token, value in event.top)
-        return (TokenLogprob(self._word(event.token), event.token, event.logprob, top),)
+        raw = token_bytes(self._tokenizer, event.token)
+        return (TokenLogprob(self._word(event.token), event.token, event.logprob, top, raw),)
 
     def _word(self, token: int) -> str:
         text: str = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)

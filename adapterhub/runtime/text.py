@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any
 
 _BROKEN = "�"
+# Tokens after which bytes that are still no character are taken as they are: no character is nearly that long.
+_LONGEST_WAIT = 64
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
@@ -31,7 +36,8 @@ class Detokenizer:
     def _text(self, *, hold_broken: bool) -> str:
         known = self._decode(self._ids[self._from : self._done])
         text = self._decode(self._ids[self._from :])
-        if len(text) <= len(known) or (hold_broken and text.endswith(_BROKEN)):
+        pending = len(self._ids) - self._done
+        if hold_broken and text.endswith(_BROKEN) and pending < _LONGEST_WAIT:
             return ""
         self._from, self._done = self._done, len(self._ids)
         return text[len(known) :]
@@ -71,3 +77,26 @@ class StopFilter:
     def _overlap(self, stop: str) -> int:
         """Length of the longest end of the held text that begins `stop`."""
         return next((n for n in range(min(len(stop) - 1, len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes | None:
+    """Return the bytes a token stands for, None where the tokenizer does not tell."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if _BROKEN not in text:
+        return text.encode()
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if match := _BYTE_TOKEN.fullmatch(piece):
+        return bytes.fromhex(match[1])
+    table = _byte_letters()
+    return bytes(table[letter] for letter in piece) if all(letter in table for letter in piece) else None
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """Return the byte behind each letter of byte-level BPE: printable Latin-1 as itself, the rest from U+0100 on.
+
+    Radford et al. 2019 (GPT-2), whose tokenizer all byte-level ones follow.
+    """
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + index): byte for index, byte in enumerate(hidden)}

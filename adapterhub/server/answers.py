@@ -13,13 +13,16 @@ from adapterhub.runtime.stream import Chunk, TokenLogprob
 
 from .wire import event
 
+BROKEN = "\ufffd"
+
 
 @dataclass
 class Choice:
-    """What has come of one generation so far; `characters` is the length of its tokens' text, where that is told."""
+    """What has come of one generation so far; `characters` is the length of its text."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     characters: int = 0
     finish_reason: str | None = None
     prompt_tokens: int = 0
@@ -28,8 +31,10 @@ class Choice:
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
         self.texts.append(chunk.text)
-        self.logprobs.extend(chunk.logprobs or ())
-        self.characters += sum(len(token.token) for token in chunk.logprobs or ())
+        tokens = chunk.logprobs or ()
+        self.logprobs.extend(tokens)
+        self.offsets.extend([self.characters] * len(tokens))
+        self.characters += len(chunk.text)
         self.finish_reason = chunk.finish_reason
         self.prompt_tokens = chunk.prompt_tokens
         self.completion_tokens = chunk.completion_tokens
@@ -69,9 +74,10 @@ class Answer(ABC):
 
     def events(self, index: int, chunk: Chunk, *, include_usage: bool) -> bytes:
         """Take in a chunk and return the events that tell of it."""
-        offset = self.choices[index].characters
-        self.choices[index].add(chunk)
-        return b"".join(self._event(choice, include_usage) for choice in self._chunk_choices(index, chunk, offset))
+        told = self.choices[index]
+        told.add(chunk)
+        offsets = told.offsets[len(told.offsets) - len(chunk.logprobs or ()) :]
+        return b"".join(self._event(choice, include_usage) for choice in self._chunk_choices(index, chunk, offsets))
 
     def closing(self) -> bytes:
         """Return the event of usage."""
@@ -89,7 +95,7 @@ class Answer(ABC):
     def _opening_choices(self) -> Iterable[dict[str, Any]]: ...
 
     @abstractmethod
-    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]: ...
+    def _chunk_choices(self, index: int, chunk: Chunk, offsets: Sequence[int]) -> Iterable[dict[str, Any]]: ...
 
 
 class CompletionAnswer(Answer):
@@ -98,20 +104,25 @@ class CompletionAnswer(Answer):
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def _choice(
-        self, index: int, text: str, tokens: Sequence[TokenLogprob] | None, reason: str | None, offset: int = 0
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[TokenLogprob] | None,
+        reason: str | None,
+        offsets: Sequence[int],
     ) -> dict[str, Any]:
-        logprobs = completion_logprobs(tokens or (), offset) if self.logprobs else None
+        logprobs = completion_logprobs(tokens or (), offsets) if self.logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        return self._choice(index, "".join(choice.texts), choice.logprobs, choice.finish_reason)
+        return self._choice(index, "".join(choice.texts), choice.logprobs, choice.finish_reason, choice.offsets)
 
     def _opening_choices(self) -> Iterable[dict[str, Any]]:
         return ()
 
-    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]:
+    def _chunk_choices(self, index: int, chunk: Chunk, offsets: Sequence[int]) -> Iterable[dict[str, Any]]:
         if chunk.text or chunk.logprobs or chunk.finish_reason:
-            yield self._choice(index, chunk.text, chunk.logprobs, chunk.finish_reason, offset)
+            yield self._choice(index, chunk.text, chunk.logprobs, chunk.finish_reason, offsets)
 
 
 class ChatAnswer(Answer):
@@ -131,7 +142,7 @@ class ChatAnswer(Answer):
         for index in range(len(self.choices)):
             yield self._delta(index, {"role": "assistant", "content": ""})
 
-    def _chunk_choices(self, index: int, chunk: Chunk, offset: int) -> Iterable[dict[str, Any]]:
+    def _chunk_choices(self, index: int, chunk: Chunk, offsets: Sequence[int]) -> Iterable[dict[str, Any]]:
         if chunk.text or chunk.logprobs:
             yield self._delta(index, {"content": chunk.text}, logprobs=self._logprobs(chunk.logprobs))
         if chunk.finish_reason:
@@ -148,28 +159,36 @@ def finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
+def bytes_of(text: str, raw: bytes | None = None) -> list[int] | None:
+    """Return a token's bytes; None where `text` stands for a part of a character and its own bytes are not known."""
+    if raw is None:
+        if BROKEN in text:
+            return None
+        raw = text.encode()
+    return list(raw)
+
+
 def chat_logprob(token: TokenLogprob) -> dict[str, Any]:
     """Return one token in chat's form."""
-    top = [{"token": text, "logprob": finite(logprob), "bytes": list(text.encode())} for text, _, logprob in token.top]
-    own = {"token": token.token, "logprob": finite(token.logprob), "bytes": list(token.token.encode())}
+    top = [{"token": text, "logprob": finite(logprob), "bytes": bytes_of(text)} for text, _, logprob in token.top]
+    own = {"token": token.token, "logprob": finite(token.logprob), "bytes": bytes_of(token.token, token.raw)}
     return {**own, "top_logprobs": top}
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Return tokens in the completions' form; `text_offset` counts characters from the completion's start."""
-    offsets, tops = [], []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.token)
-        top: dict[str, float] = {}
-        for text, _, logprob in token.top:
-            top.setdefault(
-                text, finite(logprob)
-            )  # tokens that are parts of a character share one text; the likeliest stands
-        tops.append(top)
+def completion_logprobs(tokens: Sequence[TokenLogprob], offsets: Sequence[int]) -> dict[str, Any]:
+    """Return tokens in the completions' form; `offsets` say where in the completion each token's text begins."""
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [finite(token.logprob) for token in tokens],
-        "top_logprobs": tops,
-        "text_offset": offsets,
+        "top_logprobs": [_likeliest(token) for token in tokens],
+        "text_offset": list(offsets),
     }
+
+
+def _likeliest(token: TokenLogprob) -> dict[str, float]:
+    """Return the alternatives by their text, and the sampled token whether it is among them or not."""
+    top: dict[str, float] = {}
+    for text, _, logprob in token.top:
+        # Tokens that are parts of a character share one text; the likeliest stands, and the sampled one above all.
+        top.setdefault(text, finite(logprob))
+    return {**top, token.token: finite(token.logprob)}

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, Overloaded, RefNotFound
 
+from .fields import shorten
 from .wire import Json
 
 # Errors about the adapter that was asked for; their class has no `param` of its own.
@@ -96,9 +97,10 @@ async def _on_validation(request: Request, error: Exception) -> Json:
 
 async def _on_http(request: Request, error: Exception) -> Json:
     assert isinstance(error, HTTPException)
+    path = shorten(request.url.path, 100)[1:-1]
     known = {
-        404: f"no route {request.method} {request.url.path}",
-        405: f"{request.url.path} does not take {request.method}",
+        404: f"no route {request.method} {path}",
+        405: f"{path} does not take {request.method}",
         400: "the body could not be read as JSON",
     }
     message = known.get(error.status_code) or str(error.detail) or HTTPStatus(error.status_code).phrase

@@ -7,13 +7,25 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 MAX_PROMPTS = 128
 MAX_INPUTS = 1024
 MAX_STOPS = 32
 MAX_TOKEN_ID = 2**31 - 1
+MAX_DEPTH = 32
+# Fields that hold the user's turn; a request that set them besides would speak over it.
+TURN_FIELDS = frozenset({"messages", "prompt", "text"})
 
 Prompt = str | tuple[int, ...]
 Input = str | dict[str, Any]
@@ -54,9 +66,20 @@ class WireModel(BaseModel):
             if value is not None and value != cls.neutral[key]:
                 raise refusal(_unsupported(key, value, cls.neutral[key]), key, unsupported=True)
             return
-        close = difflib.get_close_matches(key, [*cls.model_fields, *cls.harmless, *cls.neutral], n=1)
+        close = difflib.get_close_matches(key[:80], [*cls.model_fields, *cls.harmless, *cls.neutral], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known fields are {', '.join(cls.model_fields)}"
         raise refusal(f"unknown field {shorten(key)}{hint}", key)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields without effect too: they are accepted although nothing reads them."""
+        schema = handler.resolve_ref_schema(handler(core))
+        properties = schema.setdefault("properties", {})
+        for key in sorted(cls.harmless):
+            properties[key] = {"description": "Accepted; changes nothing."}
+        for key, value in cls.neutral.items():
+            properties[key] = {"enum": [value] if value is None else [value, None], "description": "Nothing else."}
+        return schema
 
 
 def _unsupported(key: str, value: Any, neutral: Any) -> str:
@@ -66,17 +89,40 @@ def _unsupported(key: str, value: Any, neutral: Any) -> str:
 
 def shorten(value: Any, limit: int = 80) -> str:
     """Return `repr(value)`, cut, with anything UTF-8 cannot carry replaced."""
-    text = repr(value).encode("utf-8", "backslashreplace").decode()
+    try:
+        text = repr(value).encode("utf-8", "backslashreplace").decode()
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def encodable(value: Any) -> Any:
-    """Refuse text with lone surrogates anywhere in a JSON value: no tokenizer and no answer can carry it."""
+    """Refuse what cannot be written as JSON again: lone surrogates, NaN and infinities, and nesting without end."""
+    if _is_deep(value):
+        raise refusal(f"lists and objects may be nested {MAX_DEPTH} deep at most")
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise refusal("text must be valid Unicode; it holds a lone surrogate (\\ud800 to \\udfff)") from None
+    except ValueError:
+        raise refusal("numbers must be finite; JSON has no NaN and no infinity") from None
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        level = [each for item in inner for each in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+def _template_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    taken = sorted(TURN_FIELDS & fields.keys())
+    if taken:
+        raise refusal(f"template_fields must not hold {taken[0]!r}: the user message stands for it", taken[0])
+    encodable(fields)
+    return fields
 
 
 def _strings(value: Any, what: str, limit: int) -> tuple[str, ...]:
@@ -104,7 +150,7 @@ def _token_ids(ids: Iterable[int]) -> tuple[int, ...]:
     ids = tuple(ids)
     wrong = next((item for item in ids if not 0 <= item <= MAX_TOKEN_ID), None)
     if wrong is not None:
-        raise refusal(f"token id {wrong} is outside the vocabulary")
+        raise refusal(f"token id {shorten(wrong)} is outside the vocabulary")
     return ids
 
 
@@ -125,12 +171,22 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
 
 def _inputs(value: Any) -> tuple[Input, ...]:
     items = value if isinstance(value, list) else [value]
-    if not items or not all(isinstance(item, str | dict) for item in items):
-        raise refusal(f"input must be a text, an object of fields, or a list of these; got {shorten(value)}")
+    if not items:
+        raise refusal("input is an empty list; there is nothing to classify")
     if len(items) > MAX_INPUTS:
         raise refusal(f"input has {len(items)} entries; at most {MAX_INPUTS} are accepted")
-    encodable(items)
+    for index, item in enumerate(items):
+        _check_input(f"input {index}: " if isinstance(value, list) else "input ", item)
     return tuple(items)
+
+
+def _check_input(where: str, item: Any) -> None:
+    if not isinstance(item, str | dict):
+        raise refusal(f"{where}must be a text or an object of fields; got {shorten(item)}")
+    try:
+        encodable(item)
+    except PydanticCustomError as error:
+        raise refusal(where + error.message()) from None
 
 
 def _content(value: Any) -> str:
@@ -154,4 +210,8 @@ Inputs = Annotated[
     tuple[Input, ...], BeforeValidator(_inputs, json_schema_input_type=Input | list[str] | list[dict[str, Any]])
 ]
 Content = Annotated[Text, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
-Fields = Annotated[dict[str, Any], AfterValidator(encodable)]
+TemplateFields = Annotated[
+    dict[str, Any],
+    AfterValidator(_template_fields),
+    WithJsonSchema({"type": "object", "propertyNames": {"not": {"enum": sorted(TURN_FIELDS)}}}),
+]

@@ -7,12 +7,16 @@ from typing import Literal
 
 from starlette.requests import Request
 
-from adapterhub.errors import UnsupportedRequest
+from adapterhub.errors import RefNotFound, UnsupportedRequest
 from adapterhub.runtime.target import Target
 
+from .fields import shorten
 from .metrics import UNKNOWN_ADAPTER
 from .record import Record
 from .service import Service
+
+LONGEST_REF = 136  # a task of 64 characters, "@sha256:" and 64 digits
+SHOWN = 100  # characters of a name that answers and the log repeat
 
 Purpose = Literal["generate", "classify"]
 ENDPOINTS = {"generate": "/v1/chat/completions or /v1/completions", "classify": "/v1/classify"}
@@ -24,12 +28,23 @@ def record_of(request: Request) -> Record:
     return record
 
 
+def named(service: Service, record: Record, model: str) -> str:
+    """Return `model`, noted on the record; raises RefNotFound where it is too long for a name of anything.
+
+    Longer ones are not passed on: what looks them up would quote them whole.
+    """
+    record.model = model
+    known = (service.loaded.base.name, service.loaded.base.public_id)
+    if len(model) > LONGEST_REF and model not in known:
+        raise RefNotFound(f"no model is called {shorten(model, SHOWN)}; a ref has at most {LONGEST_REF} characters")
+    return model
+
+
 async def find(service: Service, record: Record, model: str) -> Target:
     """Return the target `model` names; raises what the hub raises (RefNotFound, BaseMismatch, …)."""
     hub = service.loaded
-    record.model = model
     record.adapter = UNKNOWN_ADAPTER
-    target = await service.look_up(partial(hub.target, model))
+    target = await service.look_up(partial(hub.target, named(service, record, model)))
     # One label a version, however it was asked for.
     is_base = target.spec is None
     record.adapter = hub.base.name if is_base else f"{target.name.partition('@')[0]}@{target.version}"
@@ -44,5 +59,5 @@ async def find_for(service: Service, record: Record, model: str, purpose: Purpos
     fits: Purpose = "generate" if kind == "generation" else "classify"
     if fits != purpose:
         what = "the base" if target.spec is None else f"a {kind} task"
-        raise UnsupportedRequest(f"{model!r} is {what}; ask it at {ENDPOINTS[fits]}", param="model")
+        raise UnsupportedRequest(f"{shorten(model, SHOWN)} is {what}; ask it at {ENDPOINTS[fits]}", param="model")
     return target

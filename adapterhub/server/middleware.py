@@ -103,7 +103,8 @@ class Guard:
             return True
         scheme, _, key = headers.get("authorization", "").partition(" ")
         # Bytes, since compare_digest refuses text beyond ASCII; header text is Latin-1 for whatever bytes came.
-        right = hmac.compare_digest(key.strip().encode("latin-1"), self.service.api_key.encode())
+        ours = self.service.api_key.encode("utf-8", "surrogateescape")  # as it came from the environment
+        right = hmac.compare_digest(key.strip().encode("latin-1"), ours)
         return right and scheme.lower() == "bearer"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.runtime.target import ModelInfo, Target
+from adapterhub.runtime.target import ModelInfo
 
-from .lookup import find, record_of
+from .lookup import named, record_of
 from .service import Service
 from .wire import Json
 
@@ -22,19 +23,11 @@ async def list_models(service: Service) -> Response:
 
 async def show_model(service: Service, request: Request, model: str) -> Response:
     """Answer `/v1/models/{model}` for any ref, listed or not (`task@sha256:ab12…`)."""
-    target = await find(service, record_of(request), model)
-    infos = await service.look_up(service.loaded.models)
-    return Json({**model_object(_info(target, infos)), "id": model})
-
-
-def _info(target: Target, infos: list[ModelInfo]) -> ModelInfo:
-    base, *versions = infos
-    if target.digest is None:
-        return base
-    named = target.name.partition("@")[0]
-    same = [info for info in versions if info.digest == target.digest and info.id.partition("@")[0] == named]
-    assert same, "what the hub resolves it also lists"
-    return same[0]
+    record = record_of(request)
+    name = named(service, record, model)
+    info = await service.look_up(partial(service.loaded.model, name))
+    record.digest = info.digest
+    return Json({**model_object(info), "id": model})
 
 
 def model_object(info: ModelInfo) -> dict[str, Any]:

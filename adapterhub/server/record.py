@@ -86,7 +86,7 @@ class Record:
             "ms": round((time.perf_counter() - self.started) * 1000, 1),
         }
         if self.model is not None:
-            line |= {"model": self.model[:128], "digest": self.digest}
+            line |= {"model": self.model[:100], "digest": self.digest}
             line |= {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
         if self.first_token is not None:
             line["first_token_ms"] = round(self.first_token * 1000, 1)

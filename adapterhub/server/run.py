@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -18,6 +24,8 @@ from adapterhub.runtime.hub import AdapterHub
 
 from .app import create_app
 from .service import LOG, Service
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,20 @@ def serve(open_hub: Callable[[], AdapterHub], options: ServerOptions, say: Calla
     """Serve until SIGTERM or SIGINT, then drain and return; must run in the main thread.
 
     `open_hub` loads the base while /ready already says 503; what it raises ends the server and is raised here. `say`
-    takes lines for people.
+    takes lines for people. Told to stop while the base loads, it ends the process with 0: a thread in the middle of
+    native code can be neither stopped nor safely outlived.
     """
     check_exposure(options)
     bound = bind(options.host, options.port)
-    asyncio.run(_serve(open_hub, options, bound, say))
+    if not asyncio.run(_serve(open_hub, options, bound, say)):
+        _leave()
+
+
+def _leave() -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _Server(uvicorn.Server):
@@ -93,7 +110,8 @@ class _Server(uvicorn.Server):
 
 async def _serve(
     open_hub: Callable[[], AdapterHub], options: ServerOptions, bound: socket.socket, say: Callable[[str], None]
-) -> None:
+) -> bool:
+    """Serve to the end; False says that the base is still loading."""
     service = Service(api_key=options.api_key or None)
     config = uvicorn.Config(
         create_app(service),
@@ -109,14 +127,56 @@ async def _serve(
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         try:
             say(f"listening on {url_of(bound)}, loading")
-            service.hub = await asyncio.to_thread(open_hub)
+            service.hub = await _unless(stop, serving, _in_thread(open_hub))
+            if service.hub is None:
+                service.draining = True
+                say("stopping: the base was still loading")
+                return False
             say(f"ready: {url_of(bound)}")
-            await stop.wait()
+            await _unless(stop, serving, asyncio.Event().wait())
             await _drain(service, options.drain_seconds, say)
+            return True
         finally:
             server.should_exit = True
-            await serving
+            await asyncio.wait({serving})
             service.close()
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run `call` in a thread that, unlike a pool's, nobody waits for at the end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[], None]) -> None:
+        if not done.cancelled():
+            set_it()
+
+    def work() -> None:
+        try:
+            result = call()
+        except Exception as error:
+            outcome = partial(done.set_exception, error)
+        else:
+            outcome = partial(done.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await done
+
+
+async def _unless(stop: asyncio.Event, serving: asyncio.Task[None], work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` returns, or None once `stop` is set; raises what ended `serving`, if that ends first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            raise RuntimeError("the HTTP server ended although nobody stopped it")
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
 
 
 async def _drain(service: Service, seconds: float, say: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from .fields import Content, Fields, Inputs, Prompts, Stops, Text, WireModel, refusal
+from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, refusal
 
 HARMLESS = frozenset(
     {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -42,10 +42,13 @@ CHAT_NEUTRAL = MappingProxyType(
         "verbosity": None,
         "web_search_options": None,
         "add_generation_prompt": True,
+        "continue_final_message": False,
         "chat_template": None,
         "chat_template_kwargs": {},
     }
 )
+# Above anything a base can take, and small enough for every machine integer and every message.
+MAX_COUNT = MAX_TOKEN_ID
 
 
 def _top_k(value: Any) -> Any:
@@ -64,12 +67,12 @@ class SamplingFields(WireModel):
     """The fields that completions and chat share; None means that the request left it out."""
 
     model: Text
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
+    min_tokens: int = Field(0, ge=0, le=MAX_COUNT)
     ignore_eos: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: Annotated[int, BeforeValidator(_top_k)] = Field(0, ge=0)
+    top_k: Annotated[int, BeforeValidator(_top_k)] = Field(0, ge=0, le=MAX_COUNT, json_schema_extra={"minimum": -1})
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stops = ()
     stream: bool = False
@@ -120,7 +123,9 @@ class Message(WireModel):
     neutral: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"refusal": None, "audio": None, "function_call": None, "tool_calls": [], "annotations": [], "name": None}
     )
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant"] = Field(
+        json_schema_extra={"enum": ["system", "developer", "user", "assistant"]}
+    )
     content: Content
 
     @field_validator("role", mode="before")
@@ -137,10 +142,17 @@ class ChatBody(SamplingFields):
     harmless: ClassVar[frozenset[str]] = HARMLESS | {"parallel_tool_calls"}
     neutral: ClassVar[Mapping[str, Any]] = CHAT_NEUTRAL
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    template_fields: Fields | None = None
+    template_fields: TemplateFields | None = None
+
+    @field_validator("messages", mode="after")
+    @classmethod
+    def _open(cls, turns: list[Message]) -> list[Message]:
+        if turns[-1].role == "assistant":
+            raise refusal("the last message is the assistant's; continuing an assistant turn is not supported")
+        return turns
 
     @model_validator(mode="after")
     def _consistent_chat(self) -> ChatBody:

@@ -21,7 +21,8 @@ class TrainingJob:
     """One adapter to train: examples already read, and the rules under which they become tokens.
 
     `spec.pooling` may be None for classification: the network decides it, and `TrainingResult.spec` carries it.
-    `validation` may be empty; then nothing is evaluated and the last weights are kept.
+    `validation` may be empty; then nothing is evaluated and the last weights are kept. `test` is not looked at, but
+    checked as the others are: what cannot be encoded is refused before training.
     """
 
     recipe: Recipe
@@ -29,6 +30,7 @@ class TrainingJob:
     spec: TaskSpec
     train: Sequence[Example]
     validation: Sequence[Example] = ()
+    test: Sequence[Example] = ()
 
 
 @dataclass(frozen=True)

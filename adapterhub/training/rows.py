@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import encode_completion, encode_input
 from adapterhub.errors import DataError, InvalidRequest
+
+from .answers import target_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,48 +69,16 @@ def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any, con
 
 
 def _encoder(spec: TaskSpec, tokenizer: Any) -> Callable[[Example], Row]:
-    target_of = {"classification": class_target, "multilabel": multilabel_target}.get(spec.kind)
-
     def encode(example: Example) -> Row:
         ids = tuple(encode_input(tokenizer, spec, example.fields))
-        if target_of is not None:
-            return Row(ids, len(ids), target_of(example, spec.labels), example.weight, example.where)
+        if spec.kind != "generation":
+            return Row(ids, len(ids), target_of(example, spec.kind, spec.labels), example.weight, example.where)
         if example.completion is None:
             raise DataError(f"{example.where}: no completion to learn from; add the field, or a final assistant turn")
         answer = tuple(encode_completion(tokenizer, example.completion))
         return Row(ids + answer, len(ids), (), example.weight, example.where)
 
     return encode
-
-
-def class_target(example: Example, labels: Sequence[str]) -> tuple[float, ...]:
-    """Return the probability of each label: the example's `probs` where it has them, else its label alone."""
-    if example.probs:
-        _known(example.probs, labels, example)
-        return tuple(float(example.probs.get(label, 0.0)) for label in labels)
-    if example.label is None:
-        raise DataError(f"{example.where}: no label to learn from; add the field label, or probs")
-    _known([example.label], labels, example)
-    return tuple(float(label == example.label) for label in labels)
-
-
-def multilabel_target(example: Example, labels: Sequence[str]) -> tuple[float, ...]:
-    """Return for each label how true it is: the example's `probs` where it has them, else 1 for each it carries."""
-    if example.probs:
-        _known(example.probs, labels, example)
-        return tuple(float(example.probs.get(label, 0.0)) for label in labels)
-    if example.labels is None:
-        raise DataError(f"{example.where}: no labels to learn from; add the field labels, a list that may be empty")
-    _known(example.labels, labels, example)
-    return tuple(float(label in example.labels) for label in labels)
-
-
-def _known(names: Iterable[str], labels: Sequence[str], example: Example) -> None:
-    for name in names:
-        if name not in labels:
-            raise DataError(
-                f"{example.where}: label {name!r} occurs in no training row; the labels are {', '.join(labels)}"
-            )
 
 
 def _check_lengths(rows: Sequence[Row], spec: TaskSpec, context_length: int) -> None:

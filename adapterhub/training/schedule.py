@@ -11,7 +11,8 @@ def total_steps(rows: int, batch_size: int, *, epochs: float | None, steps: int 
     if steps is not None:
         return steps
     assert epochs is not None, "a recipe gives epochs or steps"
-    return max(1, math.ceil(epochs * steps_per_epoch(rows, batch_size)))
+    # 1.1 * 10 is a little more than 11 in floating point.
+    return max(1, math.ceil(epochs * steps_per_epoch(rows, batch_size) - 1e-9))
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

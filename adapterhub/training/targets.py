@@ -18,10 +18,10 @@ _IN_LAYER = re.compile(r"^.*?\.[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
 
 @dataclass(frozen=True)
 class Targets:
-    """Module-name suffixes, sorted; layer indices, sorted, None for all; whether the weights lie transposed (GPT-2)."""
+    """Module-name suffixes, sorted; layer indices, sorted; whether the weights lie transposed (GPT-2)."""
 
     names: tuple[str, ...]
-    layers: tuple[int, ...] | None
+    layers: tuple[int, ...]
     fan_in_fan_out: bool
 
 
@@ -77,10 +77,10 @@ def _shortest_suffix(rest: str, wanted: set[str], every: Sequence[str]) -> str:
     return rest
 
 
-def choose_layers(asked: str | Sequence[int], count: int) -> tuple[int, ...] | None:
-    """Return layer indices for "all", "top-N" or a list; None means all `count` layers."""
+def choose_layers(asked: str | Sequence[int], count: int) -> tuple[int, ...]:
+    """Return the indices, of `count` layers, that "all", "top-N" or a list mean."""
     if asked == "all":
-        return None
+        return tuple(range(count))
     if isinstance(asked, str):
         top = int(asked.removeprefix("top-"))
         if not 1 <= top <= count:
@@ -93,4 +93,4 @@ def choose_layers(asked: str | Sequence[int], count: int) -> tuple[int, ...] | N
             raise ConfigError(
                 f"lora.layers: {list(asked)!r}, but this base has layers 0 to {count - 1}; name one or more of those"
             )
-    return None if len(chosen) == count else chosen
+    return chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +12,17 @@ from accelerate import Accelerator
 
 from adapterhub.base.load import load_tokenizer
 from adapterhub.data.task import TaskSpec
-from adapterhub.errors import DataError, TrainingError, UsageError
+from adapterhub.errors import TrainingError, UsageError
 from adapterhub.lora.files import write_adapter
 
+from .answers import check_learnable
 from .evaluate import Limits
 from .job import PART_TOKENS, Progress, TrainingJob, TrainingResult
 from .loop import Loop
 from .machine import fit_threads, peak_memory_bytes
 from .network import Network, build_network
 from .objectives import objective_for
-from .rows import Row, encode_rows
+from .rows import encode_rows
 
 
 def train_adapter(job: TrainingJob, out: Path, progress: Progress) -> TrainingResult:
@@ -57,7 +57,9 @@ def _prepare(job: TrainingJob, accelerator: Accelerator, progress: Progress) -> 
     tokenizer = load_tokenizer(job.base, job.recipe.pad_token)
     train = encode_rows(job.train, job.spec, tokenizer, job.base.context_length)
     validation = encode_rows(job.validation, job.spec, tokenizer, job.base.context_length)
-    check_learnable(train, job.spec)
+    # The rows to measure on need to be readable too, and after hours of training is no time to find out.
+    encode_rows(job.test, job.spec, tokenizer, job.base.context_length)
+    check_learnable([row.target for row in train], job.spec.kind, job.spec.labels)
     longest = max(len(row.ids) for row in [*train, *validation])
     network = build_network(job, tokenizer, longest, accelerator.device)
     loop = Loop(
@@ -71,18 +73,6 @@ def _prepare(job: TrainingJob, accelerator: Accelerator, progress: Progress) -> 
         progress=progress,
     )
     return loop, network, time.perf_counter()
-
-
-def check_learnable(rows: Sequence[Row], spec: TaskSpec) -> None:
-    """Raise DataError where there is nothing to learn from: no rows, or all of them with the same answer."""
-    if not rows:
-        raise DataError("there are no training rows; data.train needs some")
-    if spec.kind != "generation" and len({row.target for row in rows}) < 2:
-        given = [label for label, value in zip(spec.labels, rows[0].target, strict=True) if value >= 0.5]
-        raise DataError(
-            f"all {len(rows)} training rows have the same answer, {', '.join(map(repr, given)) or 'no label'}; "
-            "a classifier learns from at least two different ones, so add rows of other labels to data.train"
-        )
 
 
 def _check_weights(network: Network) -> None:

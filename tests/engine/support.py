@@ -12,12 +12,16 @@ from transformers import AutoModel, AutoModelForCausalLM
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.request import Adapter, Event, FailedEvent, LogitsEvent, Request, Sampling, TokenEvent
 from adapterhub.lora.files import read_adapter
+from tests.tiny import ENCODERS, FAMILIES
 
-POOLING = {"bert": "pooler"}
+# Beside the families every room is tested with: RoBERTa, whose positions and head are its own.
+ALL = (*FAMILIES, "roberta")
+DECODERS = tuple(family for family in FAMILIES if family not in ENCODERS)
+POOLING = {"bert": "pooler", "roberta": "cls"}
 
 
 def make_engine(base: Path, family: str, *, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Engine:
-    cls = AutoModel if family == "bert" else AutoModelForCausalLM
+    cls = AutoModel if family in ENCODERS else AutoModelForCausalLM
     return Engine(cls.from_pretrained(base, dtype=dtype), 512, **kwargs)
 
 

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapterhub.engine.request import TokenEvent
+from adapterhub.engine.request import Adapter, TokenEvent
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import CorruptAdapter, InvalidRequest, Overloaded, PromptTooLong, UnsupportedRequest
+from adapterhub.errors import CorruptAdapter, InvalidRequest, Overloaded, PromptTooLong, UnsupportedRequest, UsageError
+from adapterhub.lora.weights import LoraWeights
 from tests.adapters import load_peft, load_plain, make_adapter
-from tests.tiny import FAMILIES, make_tiny_base
+from tests.tiny import make_tiny_base
 
-from .support import Asked, adapter_of, finish, make_engine
+from .support import ALL, DECODERS, Asked, adapter_of, finish, make_engine
 
 PROMPTS = [[5, 6, 7, 8, 9], [40, 41], [100, 90, 80, 70, 60, 50, 40, 30, 20], [7] * 30]
-DECODERS = [family for family in FAMILIES if family != "bert"]
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    return {family: make_tiny_base(root / family, family) for family in FAMILIES}
+    return {family: make_tiny_base(root / family, family) for family in ALL}
 
 
 def greedy(model: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
@@ -51,7 +51,7 @@ def test_generation_equals_peft_in_a_mixed_batch(family: str, bases: dict[str, P
     assert len({tuple(tokens) for tokens in expected}) > 1
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_classification_equals_peft_and_merged_weights(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
     engine = make_engine(bases[family], family)
     for seed, rank in enumerate((1, 8, 64)):
@@ -225,3 +225,93 @@ def test_requests_that_cannot_be_answered(bases: dict[str, Path]) -> None:
     encoder = make_engine(bases["bert"], "bert")
     with pytest.raises(UnsupportedRequest, match="encoder"):
         encoder.add(Asked([4], max_tokens=2).request)
+
+
+def test_a_bad_seed_fails_alone(bases: dict[str, Path]) -> None:
+    engine = make_engine(bases["llama"], "llama")
+    before, bad, after = (
+        Asked(PROMPTS[0], max_tokens=3),
+        Asked(PROMPTS[1], max_tokens=3, temperature=1.0, seed=2**70),
+        Asked(PROMPTS[2], max_tokens=3),
+    )
+    finish(engine, before, bad, after)
+    assert bad.error is not None
+    assert len(before.tokens) == len(after.tokens) == 3
+
+
+def test_classification_passes_a_generation_that_must_wait(bases: dict[str, Path], tmp_path: Path) -> None:
+    classifier = make_adapter(bases["llama"], tmp_path / "c", "llama", labels=4)
+    engine = make_engine(bases["llama"], "llama", limits=Limits(rows=1))
+    long, waits = Asked(PROMPTS[0], max_tokens=60), Asked(PROMPTS[1], max_tokens=4)
+    label = Asked(PROMPTS[2], adapter_of(classifier, "llama", labels=True))
+    for item in (long, waits, label):
+        engine.add(item.request)
+    engine.step()
+    assert label.logits.shape == (4,)
+    assert not waits.events
+    finish(engine)
+    assert waits.tokens == greedy(load_plain(bases["llama"], None), PROMPTS[1], 4)
+
+
+def test_the_base_passes_adapters_that_wait_for_a_slot(bases: dict[str, Path], tmp_path: Path) -> None:
+    folders = [make_adapter(bases["llama"], tmp_path / f"c{i}", "llama", labels=4, seed=i) for i in range(2)]
+    writer = make_adapter(bases["llama"], tmp_path / "w", "llama", seed=5)
+    engine = make_engine(bases["llama"], "llama", resident=1)
+    writes = Asked(PROMPTS[0], adapter_of(writer, "llama", labels=False), max_tokens=20)
+    blocked = [Asked(PROMPTS[1], adapter_of(folder, "llama", labels=True)) for folder in folders]
+    bare = Asked(PROMPTS[2], max_tokens=3)
+    for item in (writes, *blocked, bare):
+        engine.add(item.request)
+    for _ in range(3):
+        engine.step()
+    assert len(bare.tokens) == 3
+    assert not blocked[0].events
+    finish(engine)
+    assert all(item.logits.shape == (4,) for item in blocked)
+
+
+def test_cancelled_requests_do_not_fill_the_queue(bases: dict[str, Path]) -> None:
+    engine = make_engine(bases["llama"], "llama", limits=Limits(rows=1, queue=2))
+    runs = Asked(PROMPTS[0], max_tokens=30)
+    engine.add(runs.request)
+    engine.step()
+    given_up = [Asked(PROMPTS[1], max_tokens=3) for _ in range(2)]
+    for item in given_up:
+        engine.add(item.request)
+        item.request.cancelled = True
+    engine.step()
+    engine.add(Asked(PROMPTS[2], max_tokens=3).request)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"score.weight": torch.ones(4, 31)}, "shape"),
+        ({"score.weight": torch.ones(4)}, "shape"),
+        ({"score.bias": torch.ones(5)}, "bias"),
+    ],
+)
+def test_a_head_that_does_not_fit_fails_alone(
+    bases: dict[str, Path], tmp_path: Path, change: dict[str, torch.Tensor], words: str
+) -> None:
+    folder = make_adapter(bases["llama"], tmp_path / "c", "llama", labels=4)
+    good = adapter_of(folder, "llama", labels=True)
+    weights = LoraWeights(good.weights.modules, {**good.weights.head, **change})
+    bad = Asked(PROMPTS[0], Adapter("sha256:bad", weights, "last"))
+    odd = Asked(PROMPTS[0], Adapter("sha256:odd", good.weights, "mean"))
+    pooled = Asked(PROMPTS[0], Adapter("sha256:pooled", good.weights, "pooler"))
+    fine, bare = Asked(PROMPTS[1], good), Asked(PROMPTS[2], max_tokens=3)
+    finish(make_engine(bases["llama"], "llama"), bad, odd, pooled, fine, bare)
+    assert isinstance(bad.error, CorruptAdapter)
+    assert words in str(bad.error)
+    assert isinstance(odd.error, CorruptAdapter)
+    assert isinstance(pooled.error, CorruptAdapter)
+    assert fine.logits.shape == (4,)
+    assert len(bare.tokens) == 3
+
+
+def test_no_slots_or_rows_is_refused(bases: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        make_engine(bases["llama"], "llama", resident=0)
+    with pytest.raises(UsageError, match="at least 1"):
+        make_engine(bases["llama"], "llama", limits=Limits(rows=0))

@@ -13,19 +13,18 @@ from adapterhub.engine.scheduler import Plan
 from adapterhub.engine.slots import Slots
 from adapterhub.errors import BaseError
 from tests.adapters import load_peft, load_plain, make_adapter
-from tests.tiny import FAMILIES, make_tiny_base
+from tests.tiny import make_tiny_base
 
-from .support import Asked, adapter_of, make_engine
+from .support import ALL, DECODERS, Asked, adapter_of, make_engine
 
 PROMPTS = [[5, 6, 7, 8, 9], [40, 41], [100, 90, 80, 70, 60, 50, 40, 30, 20], [7] * 30]
-DECODERS = [family for family in FAMILIES if family != "bert"]
 SETTINGS = [(1, False), (8, False), (64, False), (8, True), (64, True)]
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    return {family: make_tiny_base(root / family, family) for family in FAMILIES}
+    return {family: make_tiny_base(root / family, family) for family in ALL}
 
 
 def start(runner: Runner, slots: Slots, asked: list[Asked]) -> Plan:
@@ -62,7 +61,7 @@ def test_generation_logits(family: str, bases: dict[str, Path], tmp_path: Path) 
         assert len({float(row.sum()) for row in outcome.tokens}) == len(adapters)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @torch.inference_mode()
 def test_classification_logits(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
     base = bases[family]

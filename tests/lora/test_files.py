@@ -140,6 +140,8 @@ def test_truncated_weights_and_odd_keys_are_refused(base: Path, tmp_path: Path) 
         ({"peft_type": "IA3"}, AdapterError, "IA3"),
         ({"task_type": "SEQ_2_SEQ_LM"}, AdapterError, "SEQ_2_SEQ_LM"),
         ({"r": "many"}, CorruptAdapter, "not a LoRA configuration"),
+        ({"alpha_pattern": {"(": 4}}, CorruptAdapter, "not a LoRA configuration"),
+        ({"alpha_pattern": {"q_proj": "much"}}, CorruptAdapter, "not a LoRA configuration"),
     ],
 )
 def test_variants_that_would_not_be_exact_are_refused(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ import torch
 
 from adapterhub import AdapterHub
 from adapterhub.base.source import Base
+from adapterhub.data.task import TaskSpec
 from adapterhub.errors import (
     BaseMismatch,
     Cancelled,
     CorruptAdapter,
     InvalidRequest,
+    NameTaken,
     PromptTooLong,
     RefNotFound,
     UnsupportedRequest,
@@ -271,3 +275,91 @@ def test_closing_ends_what_runs(base: Base, registry: Registry) -> None:
 def test_without_a_base_nothing_is_guessed(registry: Registry) -> None:
     with AdapterHub(None, registry) as hub, pytest.raises(UsageError, match="no base"):
         hub.models()
+
+
+def test_an_input_that_cannot_be_answered_comes_after_the_answers_before_it(hub: AdapterHub) -> None:
+    answers = hub.answers(hub.target("tone"), ["fine", "fine too", "", "never asked"])
+    assert next(answers).label in LABELS
+    assert next(answers).label in LABELS
+    with pytest.raises(InvalidRequest, match="empty"):
+        next(answers)
+
+
+def test_answers_come_while_the_input_still_flows(hub: AdapterHub) -> None:
+    taken: list[str] = []
+
+    def slow() -> Iterator[str]:
+        for text in ("one", "two", "three"):
+            taken.append(text)
+            yield text
+
+    answers = hub.answers(hub.target("tone"), slow())
+    next(answers)
+    assert len(taken) <= 3
+    assert len(list(answers)) == 2
+
+
+def test_what_nobody_waits_for_any_more_leaves_the_engine(hub: AdapterHub) -> None:
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(Cancelled):
+        hub.classify(hub.target("tone"), [f"text {i}" for i in range(200)], gone)
+    # Everything given up is forgotten, so the next answer does not wait behind it.
+    assert hub.predict("tone", ["next"])[0].label in LABELS
+    assert hub.stats()["waiting"] == 0
+
+
+def test_a_model_is_described_by_its_name(hub: AdapterHub, base: Base, registry: Registry) -> None:
+    described = hub.model("tone@1")
+    assert (described.id, described.parent, described.kind) == ("tone@1", base.name, "classification")
+    assert described.digest == registry.resolve("tone").digest
+    assert hub.model(base.name).parent is None
+    with pytest.raises(RefNotFound):
+        hub.model("nobody")
+
+
+def test_a_task_named_like_the_base_is_not_answered_by_the_base(base: Base, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    publish(registry, base, "tiny", tmp_path, kind="classification")
+    named = replace(base, name="tiny")
+    with AdapterHub(named, registry) as hub:
+        with pytest.raises(NameTaken, match="tiny@1"):
+            hub.target("tiny")
+        assert hub.target("tiny@1").spec is not None
+
+
+def test_more_labels_than_the_head_tells_apart_are_refused(base: Base, registry: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(registry.resolve("tone").path, folder)
+    spec = TaskSpec.from_json((folder / "task.json").read_text())
+    (folder / "task.json").write_text(replace(spec, labels=(*spec.labels, "one more")).to_json())
+    with AdapterHub(base, registry) as hub, pytest.raises(CorruptAdapter, match="4 labels"):
+        hub.predict_folder(folder, ["a"])
+
+
+def test_rules_read_once_hold_for_the_digest(base: Base, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    version = publish(registry, base, "tone", tmp_path, kind="classification")
+    with AdapterHub(base, registry) as hub:
+        before = hub.predict("tone", ["a"])[0]
+        path = version.path / "task.json"
+        path.write_text(path.read_text().replace("calm", "CALM"))
+        assert hub.predict("tone", ["a"])[0].to_record() == before.to_record()
+
+
+def test_stop_strings_wait_for_min_tokens(hub: AdapterHub) -> None:
+    free = GenerationRequest(text="abc", max_tokens=30, temperature=0, ignore_eos=True)
+    whole = hub.generate(hub.target("writer"), free).result()
+    stop = whole.text[0]
+    held = replace(free, stop=(stop,), min_tokens=8)
+    answer = hub.generate(hub.target("writer"), held).result()
+    assert answer.completion_tokens >= 8
+    assert hub.generate(hub.target("writer"), replace(free, stop=(stop,))).result().completion_tokens < 8
+
+
+def test_odd_text_is_refused_by_name(hub: AdapterHub) -> None:
+    for request in (GenerationRequest(text="\udcff"), GenerationRequest(fields={"prompt": "\udcff"})):
+        with pytest.raises(InvalidRequest):
+            hub.generate(hub.target("writer"), request)
+    with pytest.raises(InvalidRequest):
+        hub.predict("tone", ["\udcff"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.runtime.text import Detokenizer, StopFilter
+from adapterhub.runtime.text import Detokenizer, StopFilter, token_bytes
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -33,3 +33,9 @@ def test_stop_filter_shows_exactly_what_stands_before_the_first_stop(
     # In pieces, a stop is met when its last letter comes: an earlier-starting but longer one may come too late.
     assert text.startswith(shown)
     assert all(stop not in shown for stop in stops)
+
+
+@given(st.text(min_size=1, max_size=10))
+def test_bytes_of_tokens_join_to_the_bytes_of_the_text(text: str) -> None:
+    parts = [token_bytes(TOKENIZER, token) for token in TOKENIZER(text)["input_ids"]]
+    assert b"".join(part or b"?" for part in parts) == text.encode()

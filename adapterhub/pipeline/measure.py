@@ -1,0 +1,95 @@
+"""Answers to rows of data, with each row's place in messages, and how long a completion may become when measured."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.base.source import Base
+from adapterhub.data.example import Example
+from adapterhub.data.task import Kind, TaskSpec
+from adapterhub.data.tokens import encode_input
+from adapterhub.errors import InvalidRequest
+from adapterhub.metrics import Metric, evaluate
+
+if TYPE_CHECKING:
+    from adapterhub.runtime.target import Prediction
+
+# Takes fields and options, yields an answer each, in order.
+Ask = Callable[..., Iterable["Prediction"]]
+MARGIN = 8  # tokens beyond the longest gold completion, so that a wrong answer shows as wrong and not as cut
+LEAST = 16
+
+
+def answers(ask: Ask, examples: Iterable[Example], **options: Any) -> Iterator[Prediction]:
+    """Yield the answer to each example in order; a refusal names the row's place."""
+    places: deque[str] = deque()
+
+    def inputs() -> Iterator[Mapping[str, Any]]:
+        for example in examples:
+            places.append(example.where)
+            yield example.fields
+
+    try:
+        for answer in ask(inputs(), **options):
+            places.popleft()
+            yield answer
+    except InvalidRequest as error:
+        if not (places and places[0]):
+            raise
+        raise type(error)(f"{places[0]}: {error}", param=error.param) from error
+
+
+def gold_answers(ask: Ask, examples: Sequence[Example], limits: Sequence[int]) -> Iterator[tuple[int, Prediction]]:
+    """Yield (row, answer) for all rows; `limits` has the most tokens of each completion, empty where none are written.
+
+    Rows come in the order of their limits, as one call has one limit.
+    """
+    caps = limits or [0] * len(examples)
+    for cap in sorted(set(caps), reverse=True):
+        rows = [row for row, each in enumerate(caps) if each == cap]
+        options = {"max_tokens": cap} if limits else {}
+        yield from zip(rows, answers(ask, [examples[row] for row in rows], **options), strict=True)
+
+
+def completion_limits(base: Base, spec: TaskSpec, examples: Sequence[Example], most: int | None = None) -> list[int]:
+    """Return for each row how many tokens its completion may have; empty for tasks that write none.
+
+    That is `most`, else enough for the longest gold completion with its EOS, and never more than fits after the prompt.
+    """
+    if spec.kind != "generation":
+        return []
+    from adapterhub.base.load import load_tokenizer
+
+    tokenizer = load_tokenizer(base, require_pad=False)
+    if most is None:
+        gold = [example.completion for example in examples if example.completion is not None]
+        longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in gold), default=0)
+        most = max(LEAST, longest + 1 + MARGIN)
+    context = min(spec.max_length, base.context_length)
+    # Where nothing fits, the runtime says so.
+    return [max(1, min(most, context - _prompt_tokens(tokenizer, spec, example))) for example in examples]
+
+
+def _prompt_tokens(tokenizer: Any, spec: TaskSpec, example: Example) -> int:
+    try:
+        return len(encode_input(tokenizer, spec, example.fields))
+    except InvalidRequest as error:
+        raise type(error)(f"{example.where}: {error}", param=error.param) from error
+
+
+def score(
+    spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]
+) -> dict[str, Metric]:
+    """Return the metrics of (row, answer) pairs, each row answered once."""
+    found = dict(answered)
+    predicted = [found[row].answer for row in range(len(examples))]
+    return evaluate(spec.kind, [gold_of(example, spec.kind) for example in examples], predicted, spec.labels)
+
+
+def gold_of(example: Example, kind: Kind) -> Any:
+    """Return the label, the labels or the completion of a row."""
+    if kind == "classification":
+        return example.label
+    return example.labels if kind == "multilabel" else example.completion
