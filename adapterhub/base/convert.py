@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from adapterhub.errors import BaseError
@@ -44,7 +45,7 @@ _PRE_TOKENIZERS: Mapping[str, Any] = {
 
 
 def convert_gguf(file: Path, folder: Path, *, public_id: str) -> None:
-    """Write config, weights (bfloat16) and tokenizer of the GGUF `file` into `folder`. Raises BaseError."""
+    """Write config, weights (bfloat16) and tokenizer of the GGUF `file` into `folder`. Raises BaseError, OSError."""
     try:
         reader = gguf.GGUFReader(file)
         facts = {name: field.contents() for name, field in reader.fields.items() if field.data}
@@ -53,7 +54,10 @@ def convert_gguf(file: Path, folder: Path, *, public_id: str) -> None:
         tokenizer = _tokenizer(facts)
     except (ValueError, KeyError, IndexError) as error:
         raise BaseError(f"{file} is not a GGUF that can be converted: {error!r}") from error
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # how the library reports a full or read-only disk
+        raise OSError(str(error)) from error
     (folder / "model.safetensors").chmod(0o644)  # the library makes it private, and a cache may be shared
     _write(folder / "config.json", config)
     _write(folder / "tokenizer.json", tokenizer)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,12 @@ import typer
 
 from adapterhub.errors import UsageError
 
+from .base import base_progress
 from .shared import JsonOption, RegistryOption, console, emit
 
 if TYPE_CHECKING:
     from adapterhub.data.example import Example
+    from adapterhub.data.task import Kind
     from adapterhub.runtime.hub import AdapterHub
     from adapterhub.runtime.target import Target
 
@@ -36,20 +39,26 @@ def predict(
     ] = None,
     base: BaseOption = None,
     registry: RegistryOption = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest completion, for generation tasks.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; for generation tasks.")] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion, for generation tasks.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="For generation tasks; 0 is greedy.", show_default="0")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed where temperature is above 0.")] = None,
 ) -> None:
     """Answer with one version of a task: one JSON object a line on stdout, in the order of the input."""
+    from adapterhub.pipeline.measure import answers
+
     if text is not None and source is not None:
         raise UsageError("give a text or --input, not both")
-    if text is None and source is None and sys.stdin.isatty():
+    if text is None and source is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("nothing to answer: give a text, --input FILE, or pipe examples in")
-    with _opened(base, registry) as hub:
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options = {name: value for name, value in given.items() if value is not None}
+    with _opened(ref, base, registry) as hub:
         target = hub.target(ref)
-        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        given = [text] if text is not None else (e.fields for e in _read(target, source))
-        for answer in hub.answers(target, given, **options):
+        _check_options(target, options)
+        examples = _read(target, source) if text is None else [_example(target, text)]
+        for answer in answers(partial(hub.answers, target), examples, **options):
             emit(answer.to_record())
 
 
@@ -58,21 +67,26 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Labelled examples: JSONL, CSV or Parquet.")],
     base: BaseOption = None,
     registry: RegistryOption = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest completion; else enough for the longest gold one.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a version on labelled examples: each metric with its 95% interval."""
     from adapterhub.data.files import read_examples
-    from adapterhub.metrics import evaluate as measure
+    from adapterhub.pipeline.measure import completion_limits, gold_answers, score
 
-    with _opened(base, registry) as hub:
+    with _opened(ref, base, registry) as hub:
         target = hub.target(ref)
         spec = target.spec
         if spec is None:
             raise UsageError(f"{ref!r} is a base; eval measures a version of a task")
+        _check_options(target, {} if max_tokens is None else {"max_tokens": max_tokens})
         examples = list(read_examples(data, spec.kind, labels=spec.labels or None))
-        answers = [a.answer for a in _with_progress(hub.answers(target, (e.fields for e in examples)), len(examples))]
-    gold = [_gold(spec.kind, example) for example in examples]
-    metrics = measure(spec.kind, gold, answers, spec.labels)
+        limits = completion_limits(hub.base, spec, examples, max_tokens)
+        answered = gold_answers(partial(hub.answers, target), examples, limits)
+        metrics = score(spec, examples, _with_progress(answered, len(examples)))
     if as_json:
         record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
         emit({**record, "metrics": {name: metric.to_record() for name, metric in metrics.items()}})
@@ -83,25 +97,44 @@ def evaluate(
         screen.print(f"  {name:<12} {metric.value:.4f}  (95% interval {metric.low:.4f} to {metric.high:.4f})")
 
 
-def _opened(base: str | None, registry: Path | None) -> AdapterHub:
+def _opened(ref: str, base: str | None, registry: Path | None) -> AdapterHub:
+    """Open the base that is asked for, or the version's own, with progress where it is fetched first."""
+    from adapterhub.base.source import open_base
+    from adapterhub.registry.store import Registry
     from adapterhub.runtime.hub import AdapterHub
 
-    return AdapterHub(base, registry)
+    store = Registry(Registry.locate(registry))
+    name = base if base is not None else store.resolve(ref).base
+    with base_progress() as progress:
+        opened = open_base(name, progress=progress)
+    return AdapterHub(opened, store)
+
+
+def _check_options(target: Target, options: Mapping[str, Any]) -> None:
+    kind = _kind(target)
+    if options and kind != "generation":
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise UsageError(f"{names}: for generation, but {target.name!r} is a {kind} task; leave it out")
+
+
+def _example(target: Target, text: str) -> Example:
+    from adapterhub.data.example import Example
+    from adapterhub.data.prompt import input_field
+
+    return Example("", {input_field(_kind(target)): text})
+
+
+def _kind(target: Target) -> Kind:
+    return target.spec.kind if target.spec is not None else "generation"
 
 
 def _read(target: Target, source: Path | None) -> Iterator[Example]:
     from adapterhub.data.files import read_examples, read_stream
 
-    kind = target.spec.kind if target.spec is not None else "generation"
+    kind = _kind(target)
     if source is not None:
         return read_examples(source, kind, labelled=False)
     return read_stream(sys.stdin.buffer, "standard input", kind, labelled=False)
-
-
-def _gold(kind: str, example: Example) -> Any:
-    if kind == "classification":
-        return example.label
-    return example.labels if kind == "multilabel" else example.completion
 
 
 def _with_progress(answers: Iterable[Any], total: int) -> Iterator[Any]:

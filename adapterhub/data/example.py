@@ -12,7 +12,6 @@ from adapterhub.errors import InvalidRequest
 
 from .task import Kind
 
-
 _TURN = '{"role": "…", "content": "…"}'
 
 

@@ -54,7 +54,7 @@ def hold_out(
 
 
 def _stratum(group: Group, kind: Kind) -> Stratum:
-    """Return the label of a group; rows that disagree about theirs are a stratum of their own, so no label gets lost."""
+    """Return the label of a group; where rows disagree, all of theirs: a stratum of its own, so no label is lost."""
     return tuple(sorted({label for row in group for label in gold_labels(row, kind)})) if kind != "multilabel" else ()
 
 

@@ -79,7 +79,8 @@ def check_new_task(name: str) -> str:
 
 
 def _keep(folder: Path, registry: Registry, request: Request, progress: Progress | None) -> Published:
-    from adapterhub.lora.files import parse_weights, read_config, read_tensors
+    from adapterhub.lora.config import read_config
+    from adapterhub.lora.files import parse_weights, read_tensors
     from adapterhub.lora.weights import check_effect
 
     if request.labels is not None or request.pad_token is not None:

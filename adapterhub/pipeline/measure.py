@@ -79,9 +79,7 @@ def _prompt_tokens(tokenizer: Any, spec: TaskSpec, example: Example) -> int:
         raise type(error)(f"{example.where}: {error}", param=error.param) from error
 
 
-def score(
-    spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]
-) -> dict[str, Metric]:
+def score(spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]) -> dict[str, Metric]:
     """Return the metrics of (row, answer) pairs, each row answered once."""
     found = dict(answered)
     predicted = [found[row].answer for row in range(len(examples))]

@@ -40,8 +40,10 @@ class Pending:
         """Return the answer or raise the error it ended in; raises Cancelled once `cancelled` is set."""
         if cancelled is None:
             self._done.wait()
-        while not self._done.wait(_LOOK_SECONDS):
-            if cancelled is not None and cancelled.is_set():
+        else:
+            while not cancelled.is_set() and not self._done.wait(_LOOK_SECONDS):
+                pass
+            if cancelled.is_set():
                 raise Cancelled("the asker has gone away")
         if isinstance(self._answer, Exception):
             raise self._answer

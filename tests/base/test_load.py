@@ -6,12 +6,13 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from adapterhub.base import load
@@ -145,12 +146,61 @@ def drop(base: Base, prefix: str) -> None:
     save_file(kept, file, metadata={"format": "pt"})
 
 
+def save_encoder(folder: Path, model: Any) -> Base:
+    """Save a random encoder of any family with the byte tokenizer, and open it."""
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return open_base(str(folder), cache=folder.parent / "cache")
+
+
+SHAPE: dict[str, Any] = {
+    **{"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "max_position_embeddings": 64, "type_vocab_size": 1, "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert"])
+def test_a_roberta_is_read_at_its_first_token_and_has_no_random_pooler(tmp_path: Path, family: str) -> None:
+    config = AutoConfig.for_model(family, **SHAPE)
+    base = save_encoder(tmp_path / family, AutoModelForMaskedLM.from_config(config))
+    backbone = load_backbone(base, torch.float32)
+    assert backbone.pooler is None
+    assert pooling_of(backbone) == "cls"
+    with_pooler = save_encoder(tmp_path / "pooled", AutoModel.from_config(config))
+    assert load_backbone(with_pooler, torch.float32).pooler is not None
+    assert pooling_of(load_backbone(with_pooler, torch.float32)) == "cls"
+    for each in (base, with_pooler):
+        model = load_classifier(each, 2, False, torch.float32, pad_token_id=0)
+        assert pooling_of(model) == "cls"
+        assert {"classifier.dense.weight", "classifier.out_proj.weight"} <= set(model.state_dict())
+
+
+@pytest.mark.parametrize("family", ["electra", "distilbert", "mpnet", "deberta-v2"])
+def test_encoders_whose_heads_would_be_served_wrongly_are_refused(tmp_path: Path, family: str) -> None:
+    model = AutoModel.from_config(AutoConfig.for_model(family, **SHAPE, dim=32, n_heads=4, n_layers=1, hidden_dim=48))
+    base = save_encoder(tmp_path / family, model)
+    with pytest.raises(BaseError, match=rf"'{family}' encoders cannot be used for classification.*bert, roberta"):
+        load_classifier(replace(base, path=tmp_path / "gone"), 2, False, torch.float32)
+    with pytest.raises(BaseError, match="cannot be used for classification"):
+        pooling_of(model)
+
+
+def test_an_encoder_set_up_as_a_decoder_is_no_classifier(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **SHAPE, is_decoder=True))
+    base = save_encoder(tmp_path / "bert", model)
+    with pytest.raises(BaseError, match="'bert' used as a decoder"):
+        load_classifier(base, 2, False, torch.float32)
+    with pytest.raises(BaseError, match="'bert' used as a decoder"):
+        pooling_of(model)
+
+
 def test_an_encoder_without_a_pooler(tmp_path: Path) -> None:
     base = tiny_base(tmp_path, "bert")
     drop(base, "pooler.")
     model = load_backbone(base, torch.float32)
     assert model.pooler is None
-    assert pooling_of(model) == "cls"
+    with pytest.raises(BaseError, match="stored without its pooler"):
+        pooling_of(model)
     assert model(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 32)
     with pytest.raises(BaseError, match=r"lack bert\.pooler\.dense"):
         load_classifier(base, 2, False, torch.float32, pad_token_id=0)

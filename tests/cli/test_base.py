@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from adapterhub.base.catalog import CATALOG, DEFAULT_BASE
+from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import open_base
 from adapterhub.cli import base as commands
-from adapterhub.errors import BaseNotFound
+from tests.base.wheels import tiny_entry
 from tests.tiny import make_tiny_base
 
 
@@ -48,9 +48,29 @@ def test_show_for_people_is_on_stderr(folder: Path) -> None:
         assert said in result.stderr
 
 
-def test_show_of_what_is_not_here_says_to_pull(folder: Path) -> None:
-    with pytest.raises(BaseNotFound, match=f"adapterhub base pull {DEFAULT_BASE}"):
-        call("show", DEFAULT_BASE)
+def test_show_pulls_what_is_not_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = tiny_entry(tmp_path / "shelf")
+    monkeypatch.setenv("ADAPTERHUB_WHEELS", str(tmp_path / "shelf"))
+    (defaults := dict(open_base.__kwdefaults__ or {}))["catalog"] = {"tiny": entry}
+    monkeypatch.setattr(open_base, "__kwdefaults__", defaults)
+    result = call("show", "tiny", "--json")
+    assert json.loads(result.stdout)["path"] == str(tmp_path / "cache" / "bases" / "tiny")
+    assert "Fingerprinting tiny" in result.stderr
+
+
+def test_a_folder_named_like_markup_is_printed_as_it_is(folder: Path, tmp_path: Path) -> None:
+    odd = make_tiny_base(tmp_path / "m[" / "x] [red]")
+    for command in ("show", "pull"):
+        assert str(odd) in call(command, str(odd)).stderr
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_step_named_like_markup_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(commands, "console", lambda: Console(file=written, width=120, force_terminal=watched))
+    with commands.base_progress() as progress:
+        progress("Fingerprinting m[/x]")
+    assert "m[/x]" in written.getvalue()
 
 
 def test_pull_says_where_it_is(folder: Path) -> None:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from adapterhub.cli import main
+
 HEAVY = ("torch", "transformers", "peft", "accelerate", "huggingface_hub", "fastapi", "numpy", "pydantic")
 
 
@@ -30,6 +32,26 @@ def test_help_and_version() -> None:
     for command in ("train", "predict", "eval", "serve", "push", "pull", "base", "recipe", "registry"):
         assert f"  {command} " in shown.stdout
     assert run("--version").stdout.startswith("adapterhub 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(PermissionError(13, "Permission denied", "/a[/b]"), 1, "/a[/b]"), (BrokenPipeError(), 0, "")],
+)
+def test_what_the_system_refuses_is_no_traceback(
+    error: OSError, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "create_app", lambda: lambda *_, **__: refused())
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(SystemExit) as left:
+        main.run([])
+    assert left.value.code == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.startswith("Error: ") == bool(words)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,25 @@ def test_kill_9_at_every_line_leaves_the_old_state_or_the_new(
     assert seen == {last - 1, last}
 
 
+def test_a_kill_while_clearing_up_leaves_what_the_next_publish_clears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, folder = Registry(tmp_path / "registry"), make_folder(tmp_path / "a")
+    leftover = registry.root / ".tmp-0123456789abcdef@mail"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_text("a file")
+
+    def stopped(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(shutil, "rmtree", stopped)
+        registry.publish("mail", folder, make_card())
+    registry.publish("mail", folder, make_card())
+    assert registry.verify() == []
+    assert sorted(path.name for path in registry.root.iterdir()) == [".locks", "mail"]
+
+
 PUBLISH_WHEN_TOLD = """
 import sys
 from pathlib import Path

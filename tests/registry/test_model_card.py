@@ -73,6 +73,19 @@ def test_the_text_says_what_people_need() -> None:
         assert words in text
 
 
+def test_nothing_is_said_against_a_base_that_is_an_exact_copy() -> None:
+    exact = {"name": "mini", "public_id": "org/mini", "fingerprint": FINGERPRINT, "derived_from": "org/mini, the same"}
+    text = model_card(make_card(**{**FULL, "base": exact}), make_spec())
+    assert "Where they come from: `org/mini, the same`." in text
+    assert "not the same bytes" not in text
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "org/tiny@main"])
+def test_a_base_from_the_hub_is_pulled_at_its_commit(name: str) -> None:
+    base = {"name": name, "public_id": "org/tiny", "fingerprint": FINGERPRINT, "revision": "d" * 40}
+    assert f"`adapterhub base pull org/tiny@{'d' * 40}`" in model_card(make_card(base=base), make_spec())
+
+
 def test_a_base_without_a_public_home_is_left_out_of_the_front_matter() -> None:
     base = {"name": "local/tiny", "public_id": "local/tiny", "fingerprint": FINGERPRINT}
     text = model_card(make_card(base=base, task="mail"), make_spec())
@@ -123,6 +136,7 @@ def program(text: str) -> str:
         ("multilabel", "bert", PromptSpec(template="Subject: {subject}\n{text}")),
         ("generation", "llama", PromptSpec(style="chat", system='Say "yes".', template="Q: {prompt}")),
         ("generation", "qwen2", PromptSpec()),
+        ("classification", "llama", PromptSpec(template="{order-id} {class} {text} {{x}}")),
     ],
 )
 def test_the_program_on_the_card_runs(
