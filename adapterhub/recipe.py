@@ -56,7 +56,7 @@ def _check_targets(value: Any) -> Any:
 
 
 def _check_layers(value: Any) -> Any:
-    if value == "all" or (isinstance(value, str) and re.fullmatch(r"top-[1-9][0-9]*", value)):
+    if value == "all" or (isinstance(value, str) and re.fullmatch(r"top-[1-9][0-9]{0,3}", value)):
         return value
     if isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value):
         if len(set(value)) == len(value):
@@ -124,7 +124,7 @@ class Training(Section):
     """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -18,6 +18,7 @@ from huggingface_hub import constants, errors
 from adapterhub.errors import AdapterHubError, Conflict, HubError, NotFound, UsageError
 from adapterhub.hub import (
     ADAPTER_FILES,
+    cached_snapshot,
     check_repo_id,
     download_adapter,
     download_snapshot,
@@ -154,6 +155,18 @@ def test_download_takes_an_older_revision_by_its_commit(hub: HubServer) -> None:
     path = download_snapshot("me/tone", old, allow_patterns=["*.json"])
     assert (path / "config.json").read_bytes() == b"old"
     assert (download_snapshot("me/tone", allow_patterns=["*.json"]) / "config.json").read_bytes() == b"new"
+
+
+def test_what_the_cache_holds_is_found_without_asking(hub: HubServer) -> None:
+    assert cached_snapshot("me/tone", holding="README.md") is None
+    push()
+    snapshot = download_adapter("me/tone")
+    hub.requests.clear()
+    assert cached_snapshot("me/tone", holding="adapter_config.json") == snapshot.path
+    assert cached_snapshot("me/tone", snapshot.commit, holding="adapter_config.json") == snapshot.path
+    assert cached_snapshot("me/tone", holding="README.md") is None
+    assert cached_snapshot("me/tone", "v9", holding="adapter_config.json") is None
+    assert hub.requests == []
 
 
 def test_missing_repository_revision_and_gate_have_their_own_messages(

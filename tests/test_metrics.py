@@ -153,3 +153,16 @@ def test_large_tables_take_little_time_and_memory() -> None:
     names = [f"label{n}" for n in range(150)]
     gold = [draw.choice(names) for _ in range(5000)]
     assert macro_f1(gold, gold, names) == Metric(1.0, 1.0, 1.0)
+
+
+def test_f1_is_as_exact_as_a_number_can_be() -> None:
+    assert macro_f1(["a", "a", "b"], ["a", "b", "b"]).value == pytest.approx(2 / 3, abs=1e-15)
+    assert field_f1(['{"a": 1, "b": 2}'], ['{"a": 1}']).value == pytest.approx(2 / 3, abs=1e-15)
+
+
+def test_an_empty_object_must_be_written_to_be_right() -> None:
+    assert field_f1(["{}"], ["{}"]).value == 1.0
+    assert field_f1(["{}"], ["no json"]).value == 0.0
+    assert field_f1(["{}", '{"a": 1}'], ["no json", '{"a": 1}']).value == pytest.approx(2 / 3)
+    # Where gold has pairs they are missed, which is counted already.
+    assert field_f1(['{"a": 1}', '{"a": 1}'], ["no json", '{"a": 1}']).value == pytest.approx(2 / 3)

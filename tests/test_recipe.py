@@ -268,3 +268,30 @@ def test_the_docs_name_every_key() -> None:
                 yield prefix + name
 
     assert documented == set(keys(Recipe))
+
+
+@pytest.mark.parametrize("value", ["5", "null", "[1]"])
+def test_a_section_overridden_whole_after_one_of_its_keys(tmp_path: Path, value: str) -> None:
+    overrides = ("training.epochs=1", f"training={value}")
+    if value == "null":
+        assert load(tmp_path, "", *overrides).training.epochs == 3.0
+        return
+    (problem,) = refused(tmp_path, SMALLEST, *overrides)
+    assert "training" in problem
+
+
+def test_the_home_of_nobody_leads_nowhere(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "", "data.train=~nobody-of-that-name/t.jsonl", "base=~nobody-of-that-name/base")
+    with pytest.raises(ConfigError, match=r"~nobody-of-that-name/t\.jsonl' leads nowhere"):
+        recipe.resolve(recipe.data.train)
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        _ = recipe.base_name
+
+
+@pytest.mark.parametrize(
+    "key", ["lora.rank", "lora.alpha", "training.epochs", "training.steps", "training.learning_rate"]
+)
+def test_numbers_beyond_all_measure_are_refused(tmp_path: Path, key: str) -> None:
+    (problem,) = refused(tmp_path, SMALLEST, f"{key}=1{'0' * 400}")
+    assert key in problem
+    assert "top-9" in refused(tmp_path, SMALLEST, f"lora.layers=top-{'9' * 5000}")[0]

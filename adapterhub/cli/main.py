@@ -32,15 +32,22 @@ def create_app() -> typer.Typer:
 
     @app.callback()
     def root(
-        show_version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+        show_version: bool = typer.Option(
+            False, "--version", help="Print the version and exit.", is_eager=True, callback=_show_version
+        ),
     ) -> None:
-        if show_version:
-            sys.stdout.write(f"adapterhub {version('adapterhub')}\n")
-            raise typer.Exit
+        # Nothing to do: every command does its own work.
+        pass
 
     for name in GROUPS:
         importlib.import_module(f"adapterhub.cli.{name}").register(app)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:  # Here and not in the root, which is only called when a command follows.
+        sys.stdout.write(f"adapterhub {version('adapterhub')}\n")
+        raise typer.Exit
 
 
 def run(arguments: list[str] | None = None) -> None:

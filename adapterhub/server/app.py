@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request
 from starlette.middleware import Middleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from .classify import classify
+from .described import ASKED, GUARDED, POSTED, STREAMED, refusals
 from .errors import install_handlers
 from .generate import chat, complete
 from .metrics import CONTENT_TYPE
@@ -39,42 +40,42 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         """Answer 200 while the process is up."""
         return Json({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", responses=refusals(503))
     async def ready() -> Response:
         """Answer 200 once requests are answered; 503 while the base loads and while the server stops."""
         service.check_ready()
         return Json({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=refusals(*GUARDED), response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Count in Prometheus' text format."""
         return Response(await service.look_up(service.metrics.render), headers={"content-type": CONTENT_TYPE})
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=refusals(*GUARDED, 503))
     async def models() -> Response:
         """List the base and every ref."""
         return await list_models(service)
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", responses=refusals(*ASKED))
     async def model(request: Request, model: str) -> Response:
         """Describe one model."""
         return await show_model(service, request, model)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED | refusals(*POSTED))
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         """Generate the next turn of a conversation."""
         return await chat(service, request, body)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED | refusals(*POSTED))
     async def completions(request: Request, body: CompletionBody) -> Response:
         """Continue one prompt or several."""
         return await complete(service, request, body)
 
-    @app.post("/v1/classify")
+    @app.post("/v1/classify", responses=refusals(*POSTED))
     async def classification(request: Request, body: ClassifyBody) -> Response:
         """Label one input or several."""
         return await classify(service, request, body)

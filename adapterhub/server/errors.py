@@ -10,13 +10,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, Overloaded, RefNotFound
+from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NameTaken, Overloaded, RefNotFound
 
 from .fields import shorten
 from .wire import Json
 
 # Errors about the adapter that was asked for; their class has no `param` of its own.
-ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, AdapterError)
+ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 

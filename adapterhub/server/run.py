@@ -88,8 +88,9 @@ def serve(open_hub: Callable[[], AdapterHub], options: ServerOptions, say: Calla
     native code can be neither stopped nor safely outlived.
     """
     check_exposure(options)
-    bound = bind(options.host, options.port)
-    if not asyncio.run(_serve(open_hub, options, bound, say)):
+    with bind(options.host, options.port) as bound:
+        loaded = asyncio.run(_serve(open_hub, options, bound, say))
+    if not loaded:
         _leave()
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from adapterhub.base.architecture import read_config
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.convert import convert_gguf
 from adapterhub.base.fingerprint import fingerprint
@@ -117,7 +118,8 @@ def test_the_weights_come_back(tmp_path: Path, source: Path) -> None:
 
 def test_the_converted_base_answers_as_the_original(tmp_path: Path, source: Path) -> None:
     base = open_base(str(converted(tmp_path, source)), cache=tmp_path / "cache")
-    assert (base.public_id, base.context_length, base.dtype) == ("acme/tiny", 512, "bfloat16")
+    assert (base.context_length, base.dtype) == (512, "bfloat16")
+    assert read_config(base.path)["_name_or_path"] == "acme/tiny"
     expected = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     ids = torch.randint(3, 259, (2, 20))
     with torch.no_grad():
@@ -198,3 +200,9 @@ def test_a_wheel_with_a_gguf_becomes_a_base(tmp_path: Path, monkeypatch: pytest.
     # The GGUF itself is not kept beside what was made from it.
     assert {file.name for file in base.path.iterdir()} == {file.name for file in expected.iterdir()} | {"base.json"}
     assert base.fingerprint == entry.fingerprint
+
+
+def test_a_disk_that_refuses_the_weights_is_an_os_error(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", make_tiny_base(tmp_path / "source"))
+    with pytest.raises(OSError, match="No such file or directory"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "gone", public_id="a/b")

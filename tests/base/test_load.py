@@ -153,10 +153,8 @@ def save_encoder(folder: Path, model: Any) -> Base:
     return open_base(str(folder), cache=folder.parent / "cache")
 
 
-SHAPE: dict[str, Any] = {
-    **{"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "max_position_embeddings": 64, "type_vocab_size": 1, "pad_token_id": 0},
-}
+SHAPE = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "max_position_embeddings": 64, "type_vocab_size": 1, "pad_token_id": 0}
 
 
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert"])
@@ -257,6 +255,8 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
 
 def test_the_librarys_settings_are_as_before(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
     transformers_logging.set_verbosity_info()
     try:
         load_tokenizer(base)
@@ -267,6 +267,8 @@ def test_the_librarys_settings_are_as_before(tmp_path: Path) -> None:
         assert transformers_logging.get_verbosity() == logging.INFO
     finally:
         transformers_logging.set_verbosity_warning()
+        if not shown:
+            transformers_logging.disable_progress_bar()
 
 
 def test_compute_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,7 @@ def test_show_for_people_is_on_stderr(folder: Path) -> None:
 def test_show_pulls_what_is_not_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = tiny_entry(tmp_path / "shelf")
     monkeypatch.setenv("ADAPTERHUB_WHEELS", str(tmp_path / "shelf"))
-    (defaults := dict(open_base.__kwdefaults__ or {}))["catalog"] = {"tiny": entry}
-    monkeypatch.setattr(open_base, "__kwdefaults__", defaults)
+    monkeypatch.setitem(open_base.__kwdefaults__, "catalog", {"tiny": entry})
     result = call("show", "tiny", "--json")
     assert json.loads(result.stdout)["path"] == str(tmp_path / "cache" / "bases" / "tiny")
     assert "Fingerprinting tiny" in result.stderr

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.data.example import Example, collect_labels, content_id
+from adapterhub.data.example import Example, collect_labels, content_id, open_turns
+from adapterhub.errors import InvalidRequest
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -60,4 +63,19 @@ def test_labels_are_collected_from_everything_said_of_them() -> None:
         Example("2", {"text": "a", "labels": ["y", "b"]}),
         Example("3", {"text": "a", "label": "z"}, probs={"z": 0.5, "m": 0.5}),
     ]
-    assert collect_labels(examples) == ("b", "m", "y", "z")
+    assert collect_labels(examples, "classification") == ("m", "z")
+    assert collect_labels(examples, "multilabel") == ("b", "m", "y", "z")
+
+
+def test_a_column_with_another_kinds_name_is_a_field_like_any() -> None:
+    examples = [Example("1", {"text": "a", "label": ["a"], "labels": ["b"]}), Example("2", {"labels": ["c"]})]
+    assert collect_labels(examples, "multilabel") == ("b", "c")
+    assert collect_labels([Example("1", {"text": "a", "label": "x", "labels": 5})], "classification") == ("x",)
+    assert collect_labels(examples, "generation") == ()
+
+
+@pytest.mark.parametrize("messages", [5, "hi", [5], [{"x": 1}], [{"role": "user"}], [{"role": "user", "content": []}]])
+def test_messages_of_another_shape_are_refused(messages: Any) -> None:
+    with pytest.raises(InvalidRequest, match="messages") as caught:
+        open_turns(messages)
+    assert caught.value.param == "messages"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub.data import files
 from adapterhub.data.example import Example, content_id
 from adapterhub.data.files import read_examples, read_stream
 from adapterhub.data.task import Kind
@@ -270,6 +271,16 @@ class TestParquet:
         pytest.importorskip("pyarrow")
         assert "not a Parquet file" in refused(write(tmp_path, ROW, "rows.parquet"))
 
+    def test_a_damaged_file_is_refused(self, tmp_path: Path) -> None:
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = tmp_path / "rows.parquet"
+        table = arrow.table({"text": [f"text {n}" * 9 for n in range(500)], "label": ["x"] * 500})
+        parquet.write_table(table, file, compression="gzip", use_dictionary=False)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:40] + b"\xaa" * 400 + whole[440:])
+        assert "rows.parquet: not a Parquet file" in refused(file)
+
     def test_without_pyarrow_the_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(UsageError, match=r"adapterhub\[parquet\]"):
@@ -289,6 +300,18 @@ class TestPlaces:
         assert "this is a folder" in refused(tmp_path)
         assert "unknown kind of file '.xlsx'" in refused(write(tmp_path, ROW, "rows.xlsx"))
         assert "unknown kind of file '.txt'" in refused(write(tmp_path, ROW, "rows.txt"))
+
+    def test_a_name_too_long_for_a_file(self) -> None:
+        with pytest.raises(FileMissing, match="can be no such file"):
+            read(Path("x" * 5000 + ".jsonl"))
+
+    def test_a_disk_that_fails_while_reading(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def failing(*_: object) -> Iterator[tuple[str, object]]:
+            yield "rows.jsonl:1", {"text": "a", "label": "x"}
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setitem(files._READERS, ".jsonl", failing)  # type: ignore[index]
+        assert refused(write(tmp_path, ROW)).endswith("rows.jsonl: the file cannot be read (Input/output error)")
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
     def test_a_file_that_may_not_be_read(self, tmp_path: Path) -> None:

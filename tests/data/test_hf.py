@@ -65,3 +65,14 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"adapterhub\[datasets\]"):
         list(read_examples("hf:org/name", "classification"))
+
+
+def test_whatever_a_dataset_raises_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def refusing(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refusing)
+    with pytest.raises(DataError, match=r"hf:org/name: .*Dataset scripts are no longer supported"):
+        list(read_examples("hf:org/name", "classification"))

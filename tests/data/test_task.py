@@ -59,7 +59,7 @@ def test_other_files_are_refused(change: dict[str, Any], said: str) -> None:
         TaskSpec.from_json(json.dumps({**record, **change}))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", "[" * 100_000])
 def test_what_is_no_record_is_refused(text: str) -> None:
     with pytest.raises(CorruptAdapter, match="not a task description"):
         TaskSpec.from_json(text)

@@ -87,3 +87,31 @@ def test_length_is_checked_against_the_task() -> None:
     for length in (11, [1] * 11):
         with pytest.raises(PromptTooLong, match=r"rows.jsonl:3: 11 tokens are more than the 10"):
             check_length(length, spec("classification"), "rows.jsonl:3")
+
+
+def test_a_length_names_the_field_that_is_too_long() -> None:
+    for kind, param in (("classification", "text"), ("generation", "prompt")):
+        with pytest.raises(PromptTooLong) as caught:
+            check_length(11, spec(kind))
+        assert caught.value.param == param
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages + 1 }}", "{% if %}"])
+def test_a_chat_template_that_breaks_is_a_refusal(template: str) -> None:
+    with pytest.raises(UnsupportedRequest, match=r"chat template refuses the messages: ."):
+        encode_input(tokenizer, spec("generation", style="chat", chat_template=template), {"prompt": "hi"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "style", "fields", "param"),
+    [
+        ("classification", "plain", {"text": "a\udcff"}, "text"),
+        ("generation", "plain", {"prompt": "a\udcff"}, "prompt"),
+        ("generation", "chat", {"prompt": "a\udcff"}, "prompt"),
+        ("generation", "chat", {"messages": [{"role": "user", "content": "a\udcff"}]}, "messages"),
+    ],
+)
+def test_half_characters_are_refused(kind: str, style: str, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"character 2 .* U\+DCFF") as caught:
+        encode_input(tokenizer, spec(kind, style=style), fields)
+    assert caught.value.param == param

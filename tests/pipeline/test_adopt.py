@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import open_base
 from adapterhub.errors import (
     AdapterError,
@@ -20,10 +22,13 @@ from adapterhub.errors import (
     BaseNotFound,
     CorruptAdapter,
     FileMissing,
+    NameTaken,
     UnsafeAdapter,
     UsageError,
 )
 from adapterhub.pipeline.adopt import Request, adopt
+from adapterhub.pipeline.share import pull
+from adapterhub.registry.bundle import digest_folder
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 from tests.pipeline.strangers import (
@@ -96,6 +101,11 @@ def test_plain_peft_gives_the_same_logits_before_and_after(
         assert not torch.allclose(after, plain_logits(base))
     config = json.loads((published.path / CONFIG).read_text())
     assert isinstance(config["target_modules"], list)
+    stored = sorted(
+        {int(name) for key in load_file(published.path / WEIGHTS) for name in key.split(".") if name.isdigit()}
+    )
+    # A pooler has no number, and PEFT would leave it out if layers were listed.
+    assert config["layers_to_transform"] == (None if "pooler.dense" in config["target_modules"] else stored)
     assert config["base_model_name_or_path"] == f"local/{family}"
     assert published.spec().kind == ("generation" if labels is None else "classification")
     assert registry.verify() == []
@@ -185,6 +195,11 @@ def test_a_base_path_in_the_config_is_followed_only_where_allowed(
     with pytest.raises(BaseNotFound, match=r"place on its maker's machine; say which with --base"):
         take(folder, registry, None)
     assert take(folder, registry, None, paths=True).base == "local/llama"
+    change_config(folder, base_model_name_or_path="local/llama")
+    with pytest.raises(BaseNotFound, match=r"place on its maker's machine; say which with --base"):
+        take(folder, registry, None)
+    with pytest.raises(BaseNotFound, match=r"was a folder on the machine.*with --base"):
+        take(folder, registry, None, paths=True)
 
 
 def test_a_base_that_cannot_be_had_is_explained_with_the_catalogs_relative(
@@ -364,6 +379,14 @@ def test_task_names_cannot_leave_the_registry(bases: Callable[[str], Path], regi
             adopt(folder, registry, Request(name, base=str(bases("llama"))))
 
 
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_task_cannot_have_the_name_of_a_base(name: str, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(NameTaken, match=f"'{name}' has the name of a base"):
+        adopt(tmp_path, registry, Request(name))
+    with pytest.raises(NameTaken, match=f"'{name}' has the name of a base"):
+        pull("me/tone", registry, Request(name))
+
+
 def test_a_task_stays_on_its_base(bases: Callable[[str], Path], registry: Registry, tmp_path: Path) -> None:
     take(make_stranger(bases("llama"), tmp_path / "one"), registry, bases("llama"))
     with pytest.raises(BaseMismatch):
@@ -432,3 +455,77 @@ def test_a_version_is_not_put_on_another_base(bases: Callable[[str], Path], regi
         adopt(first.path, there, Request("copy", base=str(make_tiny_base(tmp_path / "other", seed=5))))
     same = adopt(first.path, there, Request("copy", base=str(bases("llama"))))
     assert same.base_fingerprint == open_base(str(bases("llama"))).fingerprint
+
+
+def forge(version: Published, target: Path, base: str = "", **changes: Any) -> Path:
+    """Copy a version with other rules (and base name) and a card that vouches for them, as a stranger might send it."""
+    shutil.copytree(version.path, target)
+    rules = {**json.loads((target / "task.json").read_text()), **changes}
+    (target / "task.json").write_text(json.dumps(rules))
+    card = json.loads((target / "card.json").read_text())
+    card["digest"] = digest_folder(target)
+    card["base"] = {**card["base"], **({"name": base, "public_id": base} if base else {})}
+    (target / "card.json").write_text(json.dumps(card))
+    return target
+
+
+FORGED: dict[str, tuple[str, int | None, dict[str, Any], str]] = {
+    "too few labels": ("llama", 3, {"labels": ["a", "b"]}, "names 2 labels, but the head has 3 rows"),
+    "the same label twice": ("llama", 3, {"labels": ["a", "b", "b"]}, "expected different texts"),
+    "labels that are none": ("llama", 2, {"labels": [1, 2]}, "expected different texts"),
+    "unknown pooling": ("llama", 2, {"pooling": "mean"}, "'mean'"),
+    "no pooling": ("llama", 2, {"pooling": None}, "pooling None"),
+    "another pooling": ("llama", 2, {"pooling": "pooler"}, r"needs the tensor 'classifier\.weight'"),
+    "two-layer pooling": ("bert", 2, {"pooling": "cls"}, r"needs the tensor 'classifier\.dense\.weight'"),
+    "no head": ("llama", None, {"kind": "classification", "pooling": "last", "labels": ["a", "b"]}, "head has nothing"),
+    "a head that writes": ("llama", 2, {"kind": "generation", "pooling": None, "labels": []}, "this one has"),
+    "no length": ("llama", 2, {"max_length": 0}, "max_length 0"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_version_whose_rules_do_not_fit_its_tensors_is_refused(
+    name: str, bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    family, labels, changes, says = FORGED[name]
+    lora = {"target_modules": ["query"]} if family == "bert" else {}
+    first = take(make_stranger(bases(family), tmp_path / "theirs", labels=labels, **lora), registry, bases(family))
+    there = Registry(tmp_path / "there")
+    assert adopt(forge(first, tmp_path / "kept"), there, Request("copy")).created
+    with pytest.raises(CorruptAdapter, match=says):
+        adopt(forge(first, tmp_path / "forged", **changes), there, Request("other"))
+    assert there.tasks() == ["copy"]
+
+
+def test_a_version_is_held_against_its_base_where_that_is_here(
+    bases: Callable[[str], Path], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = make_tiny_base(tmp_path / "wide", hidden_size=64)
+    first = take(make_stranger(wide, tmp_path / "theirs", labels=2), registry, wide)
+    here = open_base(str(bases("llama")))
+    asked = []
+
+    def on_this_machine(name: str, *, fetch: bool = True, **_: Any) -> Any:
+        asked.append((name, fetch))
+        return here
+
+    monkeypatch.setattr("adapterhub.pipeline.adopt.open_base", on_this_machine)
+    there = Registry(tmp_path / "there")
+    # Another base of that name says nothing about the adapter.
+    assert adopt(forge(first, tmp_path / "kept", base="org/wide"), there, Request("copy")).created
+    claimed = {"base_fingerprint": here.fingerprint}
+    forged = forge(first, tmp_path / "forged", base="org/tiny", **claimed)
+    card = json.loads((forged / "card.json").read_text())
+    (forged / "card.json").write_text(json.dumps({**card, "base": {**card["base"], "fingerprint": here.fingerprint}}))
+    with pytest.raises(CorruptAdapter, match="made for another base"):
+        adopt(forged, there, Request("other"))
+    assert asked == [("org/wide", False), ("org/tiny", False)]
+
+
+def test_a_version_reads_no_more_than_its_base(
+    bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    first = take(make_stranger(bases("llama"), tmp_path / "theirs", labels=2), registry, bases("llama"))
+    forged = forge(first, tmp_path / "forged", max_length=513)
+    with pytest.raises(CorruptAdapter, match="reads 512 tokens"):
+        adopt(forged, Registry(tmp_path / "there"), Request("copy", base=str(bases("llama"))))

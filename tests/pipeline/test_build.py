@@ -10,14 +10,24 @@ from typing import Any
 import pytest
 
 from adapterhub.base.source import open_base
-from adapterhub.errors import AdapterHubError, BaseMismatch, BaseNotFound, ConfigError, DataError, FileMissing
-from adapterhub.pipeline.build import BuildResult, build, make_spec
+from adapterhub.errors import (
+    AdapterHubError,
+    BaseMismatch,
+    BaseNotFound,
+    ConfigError,
+    DataError,
+    FileMissing,
+    Overloaded,
+    UsageError,
+)
+from adapterhub.pipeline.adopt import Request, adopt
+from adapterhub.pipeline.build import BuildResult, build, check_writable, make_spec
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
 from adapterhub.training.job import StepReport
 from tests.pipeline.toys import QUICK, write_recipe, write_rows
-from tests.tiny import CHAT_TEMPLATE, make_tiny_base
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, make_tiny_base
 from tests.training.jobs import Recorder, toy_rows
 
 
@@ -237,3 +247,74 @@ def test_max_length_defaults_to_the_context_up_to_a_limit(tmp_path: Path) -> Non
     assert make_spec(recipe, open_base(str(tmp_path / "base")), ()).max_length == 512
     make_tiny_base(tmp_path / "long", max_position_embeddings=8192)
     assert make_spec(recipe, open_base(str(tmp_path / "long")), ()).max_length == 2048
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"text": "x" * 300, "label": "red", "n": 1},
+            r"longer than max_length 40 tokens, the first at .*test\.jsonl:2",
+        ),
+        ({"text": "x", "label": "red"}, r"test\.jsonl:2: the field 'n' is missing"),
+    ],
+)
+def test_a_test_row_that_cannot_be_read_is_found_before_training(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    path = write_recipe(tmp_path, max_length=40, prompt={"template": "{n}: {text}"})
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", [{**e.fields, "n": n} for n, e in enumerate(toy_rows(20))])
+    write_rows(tmp_path / "test.jsonl", [{"text": "x", "label": "red", "n": 0}, row])
+    progress = Recorder()
+    with pytest.raises(DataError, match=said):
+        run(path, progress=progress)
+    assert progress.steps == []
+
+
+def test_a_registry_that_cannot_be_written_to_is_found_before_training(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    (tmp_path / "registry").write_text("a file")
+    progress = Recorder()
+    with pytest.raises(UsageError, match=r"registry cannot be written to: .*--registry"):
+        run(path, progress=progress)
+    assert progress.steps == []
+    (tmp_path / "registry").unlink()
+    check_writable(tmp_path / "registry" / "toy")
+    assert not (tmp_path / "registry").exists()
+
+
+def test_an_adapter_that_cannot_be_published_is_kept_and_can_be_imported(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise Overloaded("the disk is full")
+
+    path = write_recipe(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Registry, "publish", full)
+        with pytest.raises(Overloaded, match="the disk is full") as caught:
+            run(path)
+    (kept,) = (tmp_path / "cache" / "unpublished").iterdir()
+    assert f"registry import {kept} --task toy" in str(caught.value)
+    assert list(scratch.iterdir()) == []
+    registry = Registry(tmp_path / "registry")
+    published = adopt(kept, registry, Request("toy"))
+    assert kept.name == f"toy-{published.digest.removeprefix('sha256:')[:16]}"
+    assert published.digest == run(path, "task=other").published.digest
+    assert registry.resolve("toy").card().training["steps"] == 20
+    with AdapterHub(open_base(str(tmp_path / "base")), registry) as hub:
+        assert hub.predict("toy", ["xxxx"])[0].label == "red"
+
+
+def test_several_chat_templates_by_name_mean_the_default_one(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, kind="generation")
+    for name, templates in (("tools", {"tool_use": "{{ 1 }}"}), ("both", {"default": "D", "tool_use": "{{ 1 }}"})):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = templates
+        folder = make_tiny_base(tmp_path / name)
+        (folder / "chat_template.jinja").unlink()
+        tokenizer.save_pretrained(folder)
+    both = make_spec(load_recipe(path), open_base(str(tmp_path / "both")), ()).prompt
+    assert (both.style, both.chat_template) == ("chat", "D")
+    assert make_spec(load_recipe(path), open_base(str(tmp_path / "tools")), ()).prompt.style == "plain"

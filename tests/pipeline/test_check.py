@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from adapterhub.base.source import open_base
 from adapterhub.pipeline.check import Report, check_recipe
+from adapterhub.registry.store import Registry
+from tests.server.publishing import publish
 from tests.tiny import make_tiny_base
 
 TRAIN = [
@@ -84,7 +87,7 @@ def test_labels_that_training_would_refuse_or_never_learn(tmp_path: Path) -> Non
     report = check(tmp_path, TRAIN, TEST, "labels=[greet, part, cow]")
     assert report.problems == []
     assert report.warnings == ["labels: 'cow' is in no training row, so it cannot be learnt"]
-    assert "nothing to learn" in check(tmp_path, TRAIN[::2], TEST[:1]).problems[0]
+    assert "have the same answer, 'greet'" in check(tmp_path, TRAIN[::2], TEST[:1]).problems[0]
 
 
 def test_empty_repeated_and_shared_texts_are_warnings(tmp_path: Path) -> None:
@@ -130,3 +133,46 @@ def test_what_does_not_fit_the_base_is_a_problem(tmp_path: Path) -> None:
     ):
         (problem,) = check(tmp_path, TRAIN, TEST, override, base="./tiny").problems
         assert said in problem
+
+
+def test_what_training_would_refuse_is_a_problem_here_too(tmp_path: Path) -> None:
+    same = [{"text": f"t{n}", "labels": ["a"]} for n in range(20)]
+    (problem,) = check(tmp_path, same, same, kind="multilabel").problems
+    assert "all 18 training rows have the same answer, 'a'" in problem
+    (problem,) = check(tmp_path, TRAIN[:2], TEST).problems
+    assert "too few to hold any out" in problem
+    # Rows of one text are one input, so there is nothing to hold out.
+    torn = [{"text": "t", "label": label, "n": n} for n, label in enumerate("ab" * 10)]
+    assert "1 different input" in check(tmp_path, torn, torn).problems[0]
+
+
+def test_columns_of_other_kinds_do_not_matter(tmp_path: Path) -> None:
+    extra = {"label": ["a"], "labels": 5, "messages": 5, "completion": 7}
+    rows = [{**extra, **row} for row in TRAIN]
+    make_tiny_base(tmp_path / "tiny")
+    report = check(tmp_path, rows, rows[:1], "data.validation=test.jsonl", base="./tiny")
+    assert (report.problems, report.splits["train"].labels) == ([], {"greet": 8, "part": 8})
+    rows = [{"prompt": f"p{n}", "completion": "c", "label": ["a"], "labels": 5} for n in range(20)]
+    report = check(tmp_path, rows, rows[:1], kind="generation")
+    assert (report.problems, report.splits["train"].labels) == ([], {})
+    rows = [{"text": f"t{n}", "labels": ["x"] * (n % 2), "label": "y"} for n in range(20)]
+    report = check(tmp_path, rows, rows[:1], kind="multilabel")
+    assert (report.problems, report.splits["train"].labels) == ([], {"x": 10})
+
+
+def test_a_task_bound_to_another_base_is_a_problem(tmp_path: Path) -> None:
+    base = open_base(str(make_tiny_base(tmp_path / "one")))
+    make_tiny_base(tmp_path / "tiny", seed=1)
+    registry = Registry(tmp_path / "registry")
+    publish(registry, base, "t", tmp_path, kind="classification")
+    check(tmp_path, base="./tiny")
+    (problem,) = check_recipe(tmp_path / "recipe.yaml", (), registry).problems
+    assert "task 't' is bound to base" in problem
+    assert check_recipe(tmp_path / "recipe.yaml", ["base=./one"], registry).ok
+    assert check_recipe(tmp_path / "recipe.yaml", ["task=u"], registry).ok
+
+
+def test_a_home_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    report = check(tmp_path, TRAIN, TEST, "data.test=~nobody-of-that-name/t.jsonl", "base=~nobody-of-that-name/base")
+    assert len(report.problems) == 2
+    assert all("leads nowhere" in problem for problem in report.problems)

@@ -165,7 +165,7 @@ def test_plain_peft_of_another_process_loads_the_pushed_repository(
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
-plain = AutoModelForSequenceClassification.from_pretrained({str(base)!r}, num_labels=3, attn_implementation="eager")
+plain = AutoModelForSequenceClassification.from_pretrained({str(base)!r}, num_labels=3, attn_implementation="sdpa")
 model = PeftModel.from_pretrained(plain, "me/tone").eval()
 ids = torch.arange(3, 23)[None, :]
 with torch.no_grad():

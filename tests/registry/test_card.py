@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub.data.example import Example
 from adapterhub.errors import CorruptAdapter, UsageError
 from adapterhub.registry.card import Card
 from adapterhub.registry.provenance import git_commit, package_versions, split_record
@@ -85,7 +87,7 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
         "prompt": {"system": "/no_think"},
     }
     base = {"name": f"{home}/base", "public_id": "local/base", "fingerprint": FINGERPRINT}
-    card = make_card(base=base, recipe=recipe, data={"train": split_record(f"{home}/train.jsonl", ["a"])})
+    card = make_card(base=base, recipe=recipe, data={"train": split_record(f"{home}/train.jsonl", [Example("a", {})])})
     version = Registry(tmp_path / "registry").publish("mail", make_folder(tmp_path / "a"), card)
     for name in ("card.json", "README.md", "../index.json"):
         assert home not in (version.path / name).read_text()
@@ -95,11 +97,19 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
 
 
 def test_split_records_depend_on_what_is_in_them_alone() -> None:
-    record = split_record("/somewhere/train.jsonl", ["b", "a"])
-    assert record == split_record("elsewhere/train.jsonl", iter(["a", "b"]))
+    one, two = Example("a", {"text": "ü", "label": "x"}), Example("b", {"text": "t", "label": "y"})
+    record = split_record("/somewhere/train.jsonl", [two, one])
+    assert record == split_record("elsewhere/train.jsonl", iter([replace(one, where="l:1", source="web"), two]))
     assert record["name"] == "train.jsonl"
     assert record["rows"] == 2
-    assert record["sha256"] != split_record("train.jsonl", ["a", "b", "b"])["sha256"]
+    for other in (
+        replace(one, id="c"),
+        replace(one, fields={"text": "ü", "label": "y"}),
+        replace(one, weight=2.0),
+        replace(one, probs={"x": 0.9, "y": 0.1}),
+    ):
+        assert record["sha256"] != split_record("train.jsonl", [other, two])["sha256"]
+    assert record["sha256"] != split_record("train.jsonl", [one, two, two])["sha256"]
     assert split_record("hf:org/name@test", [])["name"] == "hf:org/name@test"
 
 

@@ -11,6 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,10 +77,11 @@ class FakeHub:
     """What the server asks of AdapterHub."""
 
     def __init__(self) -> None:
-        self.base = SimpleNamespace(name=BASE, fingerprint=FINGERPRINT)
+        self.base = SimpleNamespace(name=BASE, public_id="org/tiny", fingerprint=FINGERPRINT)
         self.requests: list[GenerationRequest] = []
         self.streams: list[FakeStream] = []
         self.inputs: list[Any] = []
+        self.freed = threading.Event()
         self.closed = False
         self.threads: set[str] = set()
         self._permits = threading.Semaphore(0)
@@ -108,6 +110,10 @@ class FakeHub:
         base = ModelInfo(id=BASE, parent=None, created=1, digest=None, kind="base")
         return [base, *(ModelInfo(task, BASE, 2, digest_of(task), kind) for task, kind in sorted(KINDS.items()))]
 
+    def model(self, name: str) -> ModelInfo:
+        digest = self.target(name).digest
+        return replace(next(info for info in self.models() if info.digest == digest), id=name)
+
     def stats(self) -> Mapping[str, float]:
         return {"running": 1.0, "waiting": 0.0, "resident_adapters": 2.0, "adapter_loads": 3.0}
 
@@ -116,12 +122,16 @@ class FakeHub:
         for stream in self.streams:
             stream.cancel()
 
-    def classify(self, target: Target, inputs: Sequence[str | Mapping[str, Any]]) -> list[Prediction]:
+    def answers(
+        self, target: Target, inputs: Sequence[str | Mapping[str, Any]], *, cancelled: threading.Event
+    ) -> Iterator[Prediction]:
         self.threads.add(threading.current_thread().name)
         self.inputs.append(inputs)
-        if "wait" in inputs:
-            self._permits.acquire()
-        return [self._predict(target, each) for each in inputs]
+        while "wait" in inputs and not self._permits.acquire(timeout=0.01):
+            if cancelled.is_set():
+                self.freed.set()
+                raise Cancelled("the asker has gone away")
+        yield from (self._predict(target, each) for each in inputs)
 
     def _predict(self, target: Target, item: str | Mapping[str, Any]) -> Prediction:
         text = item if isinstance(item, str) else item.get("text")
@@ -168,7 +178,7 @@ class FakeHub:
             logprobs = None
             if request.logprobs is not None:
                 top = tuple((chr(97 + k), k, -1.0 - k if k else float("-inf")) for k in range(request.logprobs))
-                logprobs = (TokenLogprob(token, ord(token), -0.5, top),)
+                logprobs = (TokenLogprob(token, ord(token), -0.5, top, token.encode()),)
             yield Chunk(text, (ord(token),), logprobs, reason, len(prompt), count)  # type: ignore[arg-type]
             if reason:
                 return

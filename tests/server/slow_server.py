@@ -1,4 +1,6 @@
-"""A server whose answers wait, as a process of its own: `python -m tests.server.slow_server DRAIN_SECONDS`.
+"""A server whose answers wait, as a process of its own.
+
+`python -m tests.server.slow_server DRAIN_SECONDS LOAD_SECONDS` runs it.
 
 `POST /allow/N` lets the waiting answers go on by N tokens; it is no route of the real server.
 """
@@ -6,6 +8,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,8 +45,12 @@ def main() -> None:
 
     run.create_app = app_with_allow
     options = run.ServerOptions(port=0, drain_seconds=float(sys.argv[1]))
-    opened: Any = hub
-    run.serve(lambda: opened, options, say)
+
+    def open_hub() -> Any:
+        time.sleep(float(sys.argv[2]))
+        return hub
+
+    run.serve(open_hub, options, say)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from adapterhub.runtime.stream import Chunk, TokenLogprob
+from adapterhub.server.answers import ChatAnswer, CompletionAnswer
 
 from .fake import BASE, FINGERPRINT, answer_text, digest_of
 from .running import Running
@@ -133,7 +137,37 @@ def test_completion_logprobs(server: Running) -> None:
     assert logprobs.tokens == list(answer.choices[0].text)
     assert logprobs.token_logprobs == [-0.5] * 4
     assert logprobs.text_offset == [0, 1, 2, 3]
-    assert logprobs.top_logprobs == [{"a": -9999.0, "b": -2.0, "c": -3.0}] * 4
+    likeliest = {"a": -9999.0, "b": -2.0, "c": -3.0}
+    assert logprobs.top_logprobs == [{**likeliest, token: -0.5} for token in logprobs.tokens]
+    assert max(map(len, logprobs.top_logprobs)) == 4  # among them is one sampled from outside the top three
+
+
+def broken(text: str, raw: bytes | None, piece: str, *top: tuple[str, int, float]) -> Chunk:
+    return Chunk(piece, (1,), (TokenLogprob(text, 1, -0.5, top, raw),), None, 1, 1)
+
+
+def test_logprobs_of_tokens_that_are_parts_of_a_character() -> None:
+    chunks = [
+        broken("a", b"a", "a"),
+        broken("\ufffd", b"\xc3", "", ("\ufffd", 2, -0.25), ("b", 3, -1.0)),
+        broken("\ufffd", b"\xa9", "é"),
+        broken("\ufffd", None, ""),
+        broken("<end>", b"<end>", ""),
+    ]
+    chat = ChatAnswer("m", None, 1, logprobs=True)
+    completion = CompletionAnswer("m", None, 1, logprobs=True)
+    told: list[int] = []
+    for chunk in chunks:
+        chat.choices[0].add(chunk)
+        (event,) = completion.events(0, chunk, include_usage=False).split(b"\n\n")[:-1]
+        told += json.loads(event.removeprefix(b"data: "))["choices"][0]["logprobs"]["text_offset"]
+    content = chat.whole()["choices"][0]["logprobs"]["content"]
+    assert [token["bytes"] for token in content] == [[97], [0xC3], [0xA9], None, list(b"<end>")]
+    assert [top["bytes"] for top in content[1]["top_logprobs"]] == [None, [98]]
+    (choice,) = completion.whole()["choices"]
+    assert choice["text"] == "aé"
+    assert choice["logprobs"]["text_offset"] == told == [0, 1, 1, 2, 2]
+    assert choice["logprobs"]["top_logprobs"][1] == {"\ufffd": -0.5, "b": -1.0}
 
 
 def test_streamed_logprobs_are_those_of_the_whole(server: Running) -> None:
@@ -194,6 +228,28 @@ def test_a_single_user_turn_is_a_tasks_input(server: Running) -> None:
     assert server.post("/v1/chat/completions", body).status == 200
     assert server.hub.requests[-1].fields == {"prompt": "Hi", "text": "Hi", "shop": "Elm"}
     assert server.hub.requests[-1].messages is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("messages", 5), ("prompt", "another turn"), ("text", "another turn"), ("messages", [])]
+)
+def test_template_fields_cannot_speak_over_the_user(server: Running, name: str, value: Any) -> None:
+    before = len(server.hub.requests)
+    body = {"model": "notes", "messages": [{"role": "user", "content": "Hi"}], "template_fields": {name: value}}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status == 400
+    assert answer.error["param"] == f"template_fields.{name}"
+    assert repr(name) in answer.error["message"]
+    assert len(server.hub.requests) == before
+
+
+def test_an_assistant_turn_cannot_be_continued(server: Running) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Dear"}]
+    for model in (BASE, "orders"):
+        answer = server.post("/v1/chat/completions", {"model": model, "messages": turns})
+        assert answer.status == 400
+        assert answer.error["param"] == "messages"
+        assert "not supported" in answer.error["message"]
 
 
 def test_a_conversation_goes_as_it_is(server: Running) -> None:

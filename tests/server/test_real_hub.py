@@ -169,13 +169,54 @@ def test_a_version_published_meanwhile_is_served_at_the_next_request(served: Ser
         ("/v1/completions", {"model": "alpha", "prompt": ""}, 400, "invalid_request", "prompt"),
         ("/v1/completions", {"model": "tone", "prompt": "Hi"}, 400, "unsupported_request", "model"),
         ("/v1/classify", {"model": "alpha", "input": "Hi"}, 400, "unsupported_request", "model"),
-        ("/v1/classify", {"model": "tone", "input": {"subject": "Hi"}}, 400, "invalid_request", "text"),
-        ("/v1/classify", {"model": "tone", "input": "x" * 600}, 400, "context_length_exceeded", None),
+        ("/v1/classify", {"model": "tone", "input": {"subject": "Hi"}}, 400, "invalid_request", "input"),
+        ("/v1/classify", {"model": "tone", "input": "x" * 600}, 400, "context_length_exceeded", "input"),
+        ("/v1/completions", {"model": "x" * 200, "prompt": "Hi"}, 404, "model_not_found", "model"),
+        (
+            "/v1/completions",
+            {"model": "alpha", "prompt": "Hi", "max_tokens": 2**40},
+            400,
+            "invalid_request",
+            "max_tokens",
+        ),
     ],
 )
 def test_refusals(served: Served, path: str, body: Any, status: int, code: str, param: str | None) -> None:
     answer = served.server.post(path, body)
     assert (answer.status, answer.error["code"], answer.error["param"]) == (status, code, param)
+
+
+def test_which_of_many_inputs_is_wrong(served: Served) -> None:
+    inputs = ["hello", "hi", {"subject": "hi"}, "hello", {"nor": "this"}]
+    answer = served.server.post("/v1/classify", {"model": "tone", "input": inputs})
+    assert answer.status == 400
+    assert answer.error["message"].startswith("input 2: ")
+    assert "'text'" in answer.error["message"]
+
+
+def test_one_model_is_told_without_the_others(served: Served) -> None:
+    broken = publish(served.registry, served.base, "broken", served.scratch, seed=40)
+    (broken.path / "task.json").write_text("{")
+    digest = served.registry.resolve("alpha@1").digest
+    for ref in ("alpha", "alpha@1", "alpha@" + digest[:15]):
+        answer = served.server.ask("GET", f"/v1/models/{ref}")
+        assert answer.status == 200
+        assert (answer.json["id"], answer.json["digest"], answer.json["kind"]) == (ref, digest, "generation")
+        assert answer.json["created"] > 1_700_000_000
+        assert answer.headers["x-adapterhub-digest"] == digest
+    assert 400 <= served.server.ask("GET", "/v1/models/broken").status < 500
+    assert served.server.ask("GET", "/v1/models/foreign").error["code"] == "base_mismatch"
+    base = served.server.ask("GET", f"/v1/models/{served.base.name}").json
+    assert (base["kind"], base["digest"], base["parent"]) == ("base", None, None)
+    assert {"alpha", "tone"} <= {model["id"] for model in served.server.ask("GET", "/v1/models").json["data"]}
+
+
+def test_a_client_that_leaves_frees_its_classifications(served: Served) -> None:
+    before = left(served.server)
+    with opened(served.server, {"model": "tone", "input": ["x" * 200] * 1000}, "/v1/classify"):
+        assert eventually(lambda: served.running_rows() > 0)
+    assert eventually(lambda: left(served.server) == before + 1)
+    assert eventually(lambda: served.running_rows() == 0, 1)
 
 
 def test_a_damaged_adapter_fails_alone(served: Served) -> None:

@@ -95,6 +95,10 @@ def test_completion_fields(server: Running, change: dict[str, Any], param: str, 
         ({"response_format": {"type": "json_object"}}, "response_format", UNSUPPORTED),
         ({"modalities": ["text", "audio"]}, "modalities", UNSUPPORTED),
         ({"messages": []}, "messages", INVALID),
+        ({"logprobs": 1}, "logprobs", INVALID),
+        ({"top_logprobs": True, "logprobs": True}, "top_logprobs", INVALID),
+        ({"continue_final_message": True}, "continue_final_message", UNSUPPORTED),
+        ({"template_fields": {"a": float("nan")}}, "template_fields", INVALID),
         ({"messages": "Hi"}, "messages", INVALID),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", UNSUPPORTED),
         ({"messages": [{"role": "owner", "content": "x"}]}, "messages.0.role", INVALID),
@@ -164,6 +168,39 @@ def test_a_body_sent_as_a_form_is_told_the_header(server: Running) -> None:
     answer = server.post("/v1/completions", body, {"content-type": "application/x-www-form-urlencoded"})
     assert answer.status == 400
     assert "Content-Type: application/json" in answer.error["message"]
+
+
+@pytest.mark.parametrize("depth", [40, 200, 900, 5000, 100_000])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", b'{"model":"orders","prompt":%s}'),
+        ("/v1/completions", b'{"model":"orders","prompt":"Hi","logit_bias":%s}'),
+        ("/v1/chat/completions", b'{"model":"orders","messages":%s}'),
+        ("/v1/chat/completions", json.dumps(CHAT)[:-1].encode() + b',"template_fields":{"shop":%s}}'),
+        ("/v1/classify", b'{"model":"tone","input":%s}'),
+        ("/v1/classify", b'{"model":"tone","input":{"text":%s}}'),
+    ],
+)  # fmt: skip
+def test_nesting_without_end(server: Running, path: str, body: bytes, depth: int) -> None:
+    answer = server.post(path, body % (b"[" * depth + b"]" * depth))
+    assert answer.status == 400
+    assert len(answer.error["message"]) < 300
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "min_tokens", "top_k", "seed"])
+@pytest.mark.parametrize("value", [2**63, 10**3000, -(10**3000), 1e300])
+def test_numbers_no_machine_holds(server: Running, field: str, value: float) -> None:
+    answer = server.post("/v1/completions", {**COMPLETION, field: value})
+    assert answer.status == 400
+    assert answer.error["param"] == field
+    assert len(answer.error["message"]) < 300
+
+
+def test_a_token_id_no_machine_holds(server: Running) -> None:
+    answer = server.post("/v1/completions", {"model": "orders", "prompt": [10**3000]})
+    assert answer.status == 400
+    assert len(answer.error["message"]) < 300
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])

@@ -45,6 +45,17 @@ def test_the_interface_is_described(server: Running) -> None:
     assert set(body["required"]) == {"model", "prompt"}
     assert {"min_tokens", "ignore_eos", "top_k"} <= set(body["properties"])
     assert "/v1/classify" in described["paths"]
+    assert {"n", "user"} <= set(body["properties"])  # accepted, so not among the additional ones that are refused
+    assert "HTTPValidationError" not in json.dumps(described)  # the framework's own shape, which is never sent
+    assert set(described["components"]["schemas"]["ErrorAnswer"]["properties"]) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify"])
+def test_refusals_are_described(server: Running, path: str) -> None:
+    answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]
+    assert set(answers) == {"200", "400", "401", "404", "409", "413", "422", "500", "503"}
+    shapes = [answer["content"]["application/json"]["schema"] for status, answer in answers.items() if status != "200"]
+    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 8
 
 
 def test_not_ready_while_the_base_loads() -> None:
@@ -97,13 +108,24 @@ def test_classify_many_in_order_and_multilabel(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "param"),
-    [({"shop": "x"}, "text"), ([], "input"), (3, "input"), (["a", 3], "input"), (["a"] * 1025, "input")],
+    ("given", "said"),
+    [
+        ({"shop": "x"}, "the field 'text'"),
+        (["a", "b", {"shop": "x"}, {"nor": "here"}], "input 2: the field 'text'"),
+        ([], "empty list"),
+        (3, "input must be"),
+        (["a", 3], "input 1: must be"),
+        (["a", "b", "\ud800"], "input 2: text must be valid Unicode"),
+        ({"text": float("nan")}, "finite"),
+        ({"text": [[1.0, float("inf")]]}, "finite"),
+        (["a"] * 1025, "1025 entries"),
+    ],
 )
-def test_classify_refuses(server: Running, given: Any, param: str) -> None:
+def test_classify_refuses(server: Running, given: Any, said: str) -> None:
     answer = server.post("/v1/classify", {"model": "tone", "input": given})
     assert answer.status == 400
-    assert answer.error["param"] == param
+    assert answer.error["param"] == "input"
+    assert said in answer.error["message"]
 
 
 def test_request_ids() -> None:
@@ -167,6 +189,21 @@ def test_unknown_names_and_paths_add_no_series(fresh: Running) -> None:
     assert set(samples(fresh)) == before | {key for key in samples(fresh) if dict(key[1]).get("route") == "/metrics"}
     unknown = (("adapter", "unknown"), ("route", "/v1/completions"), ("status", "404"))
     assert samples(fresh)["adapterhub_requests_total", unknown] == 20
+
+
+def test_a_huge_name_is_cut_wherever_it_is_told(fresh: Running, caplog: pytest.LogCaptureFixture) -> None:
+    name = "x" * 30_000
+    with caplog.at_level(logging.INFO, logger="adapterhub.server"):
+        for path, body in (("/v1/completions", {"prompt": "Hi"}), ("/v1/classify", {"input": "Hi"})):
+            answer = fresh.post(path, {"model": name, **body})
+            assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+            assert len(answer.error["message"]) < 300
+        for path in (f"/v1/models/{name}", f"/{name}"):
+            answer = fresh.ask("GET", path)
+            assert answer.status == 404
+            assert len(answer.error["message"]) < 300
+    assert max(len(record.getMessage()) for record in caplog.records) < 600
+    assert name[:1000] not in fresh.ask("GET", "/metrics").body.decode()
 
 
 def test_two_servers_count_apart(server: Running, fresh: Running) -> None:

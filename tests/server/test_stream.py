@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from adapterhub.errors import CorruptAdapter
 from adapterhub.runtime.stream import Chunk
+from adapterhub.server import run
 from adapterhub.server.stream import Feed
 
-from .fake import FakeStream, eventually
+from .fake import FakeHub, FakeStream, eventually
 from .running import Running, left, opened
 
 
@@ -51,7 +53,7 @@ def test_leaving_a_classification_is_seen(server: Running) -> None:
     with opened(server, {"model": "tone", "input": ["wait"]}, "/v1/classify"):
         assert eventually(lambda: len(server.hub.inputs) == asked + 1)
     assert eventually(lambda: left(server) == gone + 1)
-    server.hub.allow()
+    assert server.hub.freed.wait(10)
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(server: Running) -> None:
@@ -99,17 +101,17 @@ def test_a_feed_whose_loop_is_closed_cancels() -> None:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run the slow server as a process of its own; yields it with its port once it is ready."""
-    command = [sys.executable, "-m", "tests.server.slow_server", *arguments]
+def process(drain: str, load: str = "0", until: str = "ready: ") -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the slow server as a process of its own; yields it with its port once it says `until`."""
+    command = [sys.executable, "-m", "tests.server.slow_server", drain, load]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as child:
         assert child.stderr is not None
         try:
             for line in child.stderr:
-                if line.startswith("ready: "):
-                    yield child, int(line.rsplit(":", 1)[1])
+                if line.startswith(until):
+                    yield child, int(line.rsplit(":", 1)[1].partition(",")[0])
                     return
-            raise AssertionError("the server ended before it was ready")
+            raise AssertionError(f"the server ended before it said {until!r}")
         finally:
             child.kill()
 
@@ -160,6 +162,36 @@ def test_what_outlasts_the_drain_is_told_so() -> None:
         assert '"code":"cancelled"' in answer
         assert "[DONE]" not in answer
         assert child.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_base_loads_ends_it_at_once(number: signal.Signals) -> None:
+    with process("1000", "1000", "listening") as (child, port):
+        assert ask(port, "GET", "/ready")[0] == 503
+        child.send_signal(number)
+        assert child.wait(30) == 0
+        assert child.stderr is not None
+        said = child.stderr.read()
+        assert "still loading" in said
+        assert "ready" not in said
+
+
+def test_a_server_that_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(*_: Any, **__: Any) -> None:
+        raise OSError("the socket is gone")
+
+    monkeypatch.setattr(run._Server, "serve", die)
+    opened: Any = FakeHub()
+    with pytest.raises(OSError, match="the socket is gone"):
+        run.serve(lambda: opened, run.ServerOptions(port=0), lambda _: None)
+
+
+def test_a_load_that_fails_ends_the_server() -> None:
+    def fail() -> Any:
+        raise CorruptAdapter("damaged")
+
+    with pytest.raises(CorruptAdapter, match="damaged"):
+        run.serve(fail, run.ServerOptions(port=0), lambda _: None)
 
 
 def test_a_second_signal_does_not_wait() -> None:

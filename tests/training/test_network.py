@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,14 @@ def test_saved_names_are_those_of_peft(tmp_path: Path, family: str, expected: st
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_layers_are_written_out_and_plain_peft_finds_them(tmp_path: Path, family: str) -> None:
+    network = network_of(tmp_path, family)
+    assert json.loads(network.config.to_json())["layers_to_transform"] == [0, 1, 2]
+    layers = {re.search(r"\.(\d+)\.", name)[1] for name in network.tensors() if "lora_" in name}  # type: ignore[index]
+    assert layers == {"0", "1", "2"}
+
+
 def test_layers_and_variant_reach_the_network(tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8.0, "layers": "top-1", "targets": ["q_proj", "v_proj"], "variant": "rslora"}
     network = network_of(tmp_path, lora=lora)
@@ -216,6 +226,12 @@ def test_layers_and_variant_reach_the_network(tmp_path: Path) -> None:
     assert network.config.rslora
     module = network.inner.model.layers[2].self_attn.q_proj
     assert module.scaling["default"] == pytest.approx(8.0 / math.sqrt(4))
+
+
+def test_a_label_is_given_from_one_half_on() -> None:
+    rows = [Row((11,), 1, target, 1.0, "") for target in ((1.0, 0.0), (1.0, 1.0))]
+    logits = torch.tensor([[0.0, -1e-6], [-1e-6, 0.0]])
+    assert objective_for("multilabel").tally(logits, collate(rows, 0, CPU)).tolist() == [2, 0, 1]
 
 
 def test_evaluation_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:

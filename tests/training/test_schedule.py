@@ -12,6 +12,9 @@ def test_steps_come_from_epochs_which_may_be_a_fraction_or_are_given() -> None:
     assert total_steps(100, 32, epochs=0.5, steps=None) == 2
     assert total_steps(100, 32, epochs=0.01, steps=None) == 1
     assert total_steps(100, 32, epochs=None, steps=5) == 5
+    # 1.1 * 10 is 11.000000000000002.
+    assert total_steps(10, 1, epochs=1.1, steps=None) == 11
+    assert total_steps(10, 1, epochs=1.11, steps=None) == 12
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

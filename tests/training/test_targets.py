@@ -55,7 +55,7 @@ def test_all_linear_is_every_linear_module_of_the_layers_and_no_other(family: st
 def test_names_are_short_where_that_is_unambiguous() -> None:
     llama = choose_targets(network("llama"), "all-linear", "all", HEADS)
     assert llama.names == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-    assert llama.layers is None
+    assert llama.layers == (0, 1, 2)
     assert not llama.fan_in_fan_out
     # "dense" would name the pooler too.
     bert = choose_targets(network("bert"), "all-linear", "all", HEADS)
@@ -85,12 +85,11 @@ def test_a_target_that_matches_nothing_is_refused_with_what_exists() -> None:
 
 
 def test_layers_are_all_the_top_ones_or_a_list() -> None:
-    assert choose_layers("all", 30) is None
+    assert choose_layers("all", 30) == tuple(range(30))
     assert choose_layers("top-8", 30) == tuple(range(22, 30))
     assert choose_layers([3, 1, 3], 30) == (1, 3)
-    # The same adapter has one name: all layers written out are "all".
-    assert choose_layers("top-3", 3) is None
-    assert choose_layers([0, 1, 2], 3) is None
+    # The same adapter has one name, however it was asked for.
+    assert choose_layers("top-3", 3) == choose_layers([2, 1, 0], 3) == choose_layers("all", 3)
 
 
 @pytest.mark.parametrize("asked", ["top-4", "top-0", [3], [-1], []])

@@ -102,7 +102,7 @@ def test_the_end_is_learnt_where_the_pad_token_is_eos(tmp_path: Path, llama: Any
     assert train_to_answer(tmp_path / "out", llama, "plain", pad_token="<|end|>") == "zzok!<|end|>"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gpt2", "bert"])
 @pytest.mark.parametrize("lora", [{"rank": 8}, {"rank": 2, "variant": "rslora", "layers": [0, 2], "dropout": 0.2}])
 def test_plain_peft_loads_the_folder_and_answers_as_at_the_last_evaluation(
     tmp_path: Path, family: str, lora: dict[str, Any]

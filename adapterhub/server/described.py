@@ -1,0 +1,43 @@
+"""What `/openapi.json` says of answers: their form is not checked on the way out, so it is written down here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+MEANINGS = {
+    400: "A field is wrong (`param` says which), the prompt is too long, or the model answers another kind of request.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model.",
+    409: "The name stands for the base and for a task.",
+    413: "The body is too large.",
+    422: "The adapter's files are damaged, or the base cannot be used so.",
+    500: "The server failed.",
+    503: "Loading, stopping, or no room now; try again.",
+}
+GUARDED = (401, 500)
+ASKED = (400, 401, 404, 409, 422, 500, 503)
+POSTED = (*ASKED, 413)
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, as OpenAI tells it."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorDetail
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may refuse with `statuses`."""
+    return {status: {"model": ErrorAnswer, "description": MEANINGS[status]} for status in sorted(statuses)}
