@@ -48,8 +48,8 @@ def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None)
     if sampling.top_k:
         order = order[: sampling.top_k]
     probs = torch.softmax(scaled[order], dim=-1)
-    # A token stays while the mass before it is below top_p, so at least the likeliest always stays.
-    kept = int(((probs.cumsum(0) - probs) < sampling.top_p).sum())
+    # A token stays while the mass before it is below top_p; the likeliest always does, whatever rounding says.
+    kept = max(1, int(((probs.cumsum(0) - probs) < sampling.top_p).sum()))
     return int(order[_pick(probs[:kept], generator)])
 
 

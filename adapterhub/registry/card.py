@@ -18,9 +18,10 @@ class Card:
     """One version's card. Publishing fills in `task`, `digest` and, where it is empty, `created_at`.
 
     base: name, public_id, fingerprint, derived_from and, from the Hub, revision. recipe: the recipe's record. data:
-    split → name, rows, sha256 of its content ids. metrics: name → value, low, high, measured on the split `measured_on`. training: steps, seconds,
-    examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed. packages: name → version. parents: refs
-    or digests this version was made from. created_at: UTC, ISO 8601. Keys of a later program are kept in `extra`.
+    split → name, rows, sha256 of its content ids. metrics: name → value, low, high, measured on the split
+    `measured_on`. training: steps, seconds, examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed.
+    packages: name → version. parents: refs or digests this version was made from. created_at: UTC, ISO 8601. Keys of a
+    later program are kept in `extra`.
     """
 
     kind: str
