@@ -93,7 +93,9 @@ def read_parquet(path: Path) -> Iterator[Record]:
                 where = f"{path}:{number}"
                 yield where, {name: plain(value, name, where) for name, value in row.items()}
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({(str(error).splitlines() or ['damaged'])[0]})") from error
+        raise DataError(
+            f"{path}: not a Parquet file that can be read ({(str(error).splitlines() or ['damaged'])[0]})"
+        ) from error
 
 
 def decode_lines(lines: Iterable[bytes | str], name: str) -> Iterator[tuple[str, str]]:
