@@ -29,7 +29,7 @@ def render_text(spec: PromptSpec, fields: Mapping[str, Any], main: InputField = 
     if spec.template is not None:
         return _fill(spec.template, fields)
     for name in (main, "text", "prompt"):
-        if name in fields:
+        if fields.get(name) is not None:  # null counts as absent, as in files
             return _as_text(fields[name])
     if "messages" in fields:
         raise UnsupportedRequest("messages need a base with a chat template; send a prompt", param="messages")
@@ -76,7 +76,7 @@ def _fill(template: str, fields: Mapping[str, Any]) -> str:
     end = 0
     for part in TEMPLATE_PART.finditer(template):
         name = part["name"]
-        if name is not None and name not in fields:
+        if name is not None and fields.get(name) is None:
             raise InvalidRequest(f"the field {name!r} is missing; the task's prompt needs it", param=name)
         pieces += [template[end : part.start()], part.group()[0] if name is None else _as_text(fields[name])]
         end = part.end()

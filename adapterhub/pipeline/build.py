@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.cache import cache_root
+from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.task import PromptSpec, TaskSpec
@@ -71,6 +72,7 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
     progress.stage(f"{recipe.task}: reading {recipe.data.train}")
     splits = read_splits(recipe)
     base = open_base(recipe.base_name, progress=_Stages(progress))
+    refuse_base_name(recipe.task)
     registry.check_base(recipe.task, base.fingerprint)
     check_writable(registry.root / recipe.task)
     spec = make_spec(recipe, base, splits.labels)
@@ -193,12 +195,7 @@ def make_card(
     """Return the card: where everything came from, and what came of it."""
     return Card(
         kind=recipe.kind,
-        base={
-            "name": base.name,
-            "public_id": base.public_id,
-            "fingerprint": base.fingerprint,
-            "derived_from": base.derived_from,
-        },
+        base=base.to_card(),
         task=recipe.task,
         recipe=recipe.to_record(),
         data=splits.to_record(),

@@ -48,7 +48,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 """
 _ANSWERS = {
     "classification": "print(labels[logits.argmax()])",
-    "multilabel": "print([label for label, p in zip(labels, logits.sigmoid()) if p > 0.5])",
+    "multilabel": "print([label for label, p in zip(labels, logits.sigmoid()) if p >= 0.5])",
 }
 
 

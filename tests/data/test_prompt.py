@@ -84,3 +84,10 @@ def test_there_must_be_something_to_answer() -> None:
 
 def test_the_field_a_bare_text_stands_for() -> None:
     assert [input_field(kind) for kind in ("classification", "multilabel", "generation")] == ["text", "text", "prompt"]
+
+
+def test_a_field_that_is_null_is_missing() -> None:
+    with pytest.raises(InvalidRequest, match="'text' is missing"):
+        render_text(PromptSpec(), {"text": None})
+    with pytest.raises(InvalidRequest, match="'place' is missing"):
+        render_text(PromptSpec(template="{text} {place}"), {"text": "a", "place": None})

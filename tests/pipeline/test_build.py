@@ -17,6 +17,7 @@ from adapterhub.errors import (
     ConfigError,
     DataError,
     FileMissing,
+    NameTaken,
     Overloaded,
     UsageError,
 )
@@ -318,3 +319,8 @@ def test_several_chat_templates_by_name_mean_the_default_one(tmp_path: Path) -> 
     both = make_spec(load_recipe(path), open_base(str(tmp_path / "both")), ()).prompt
     assert (both.style, both.chat_template) == ("chat", "D")
     assert make_spec(load_recipe(path), open_base(str(tmp_path / "tools")), ()).prompt.style == "plain"
+
+
+def test_a_task_cannot_have_the_name_of_a_base(tmp_path: Path) -> None:
+    with pytest.raises(NameTaken, match="name of a base"):
+        run(write_recipe(tmp_path, "all-minilm-l6-v2"))
