@@ -19,12 +19,17 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[str]:
-    """Return the shell blocks of a page; `make` lines apart, which `.ci/run` runs as steps of their own."""
-    blocks = re.findall(
-        r"^```(?:bash|sh|shell|console)\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
-    )
-    kept = ["\n".join(line for line in block.splitlines() if not line.startswith("make ")) for block in blocks]
-    return [block for block in kept if block.strip()]
+    """Return the shell and Python blocks of a page; `make` lines apart, which `.ci/run` runs as steps of their own."""
+    fence = re.compile(r"^```(bash|sh|shell|console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    blocks = []
+    for kind, text in fence.findall(page.read_text("utf-8")):
+        kept = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("make "))
+        if kind == "python":
+            blocks.append(f"python - <<'EOF'\n{text}EOF")
+        elif kept.strip():
+            # A subshell of its own, so that a server it starts, and stops by a trap, is gone when the next one begins.
+            blocks.append(f"(\n{kept})")
+    return blocks
 
 
 def test_cli_reference_is_what_the_command_line_prints() -> None:

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files, trained in this order.")],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipe files, trained in this order.")],
     registry: RegistryOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
