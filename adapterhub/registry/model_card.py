@@ -157,14 +157,23 @@ def _training_rows(card: Card) -> Iterator[tuple[str, str]]:
         yield f"{_text(split)} data", f"{_code(part.get('name', ''))}, {part.get('rows', '?')} rows"
     for key in ("lora", "training"):
         if card.recipe.get(key):
-            yield key, _code(json.dumps(card.recipe[key], sort_keys=True, ensure_ascii=False, default=str))
+            said = {name: value for name, value in card.recipe[key].items() if value is not None}
+            yield key, _code(json.dumps(said, sort_keys=True, ensure_ascii=False, default=str))
     for key, value in card.training.items():
-        yield _text(key), _code(value)
+        if key != "history":  # a page is no place for every evaluation; card.json has them
+            yield _text(key.replace("_", " ")), _code(_short(value))
     if card.packages:
         yield "packages", _code(", ".join(f"{name} {version}" for name, version in card.packages.items()))
     if card.git_commit:
         yield "commit", _code(card.git_commit)
     yield "digest", _code(card.digest)
+
+
+def _short(value: Any) -> Any:
+    """Return what people want to read of a value: four digits of a fraction, a record as its parts."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _text(value: Any) -> str:

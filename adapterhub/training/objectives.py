@@ -67,7 +67,7 @@ class Classification:
 
     def value(self, tally: Tensor, loss: float) -> float:
         """Return accuracy."""
-        return float(tally[0] / tally[1])
+        return float(tally[0]) / float(tally[1])
 
 
 class Multilabel(Classification):

@@ -165,3 +165,17 @@ def test_the_program_on_the_card_runs(
         assert answer.strip() in spec.labels
     if kind == "multilabel":
         assert answer.startswith("[")
+
+
+def test_training_is_told_in_a_form_people_read() -> None:
+    training = {
+        "seconds": 190.1579908470003,
+        "best": {"step": 85, "metric": "accuracy", "value": 0.800000011920929},
+        "history": [{"step": 17}],
+    }
+    recipe = {"training": {"epochs": 5.0, "steps": None}}
+    text = model_card(make_card(**{**FULL, "training": training, "recipe": recipe}), make_spec())
+    assert "| seconds | `190.2` |" in text
+    assert "| best | `step 85, metric accuracy, value 0.8` |" in text
+    assert "history" not in text
+    assert '| training | `{"epochs": 5.0}` |' in text
