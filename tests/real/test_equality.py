@@ -54,7 +54,7 @@ def test_generation(base: Base, engine: Engine, tmp_path: Path, rank: int, rslor
         close(row, logits)
         close(row, model(input_ids=torch.tensor([prompt])).logits[0, -1])
         bare = plain(input_ids=torch.tensor([prompt])).logits[0, -1]
-        assert float((row - bare).abs().max()) > 1e-2 * float(bare.abs().max())
+        assert float((row - bare).abs().max()) > 1e-3 * float(bare.abs().max())
 
 
 @pytest.mark.parametrize(("rank", "rslora"), [(1, True), (8, False), (64, True)])
@@ -75,11 +75,11 @@ def test_classification(base: Base, engine: Engine, tmp_path: Path, rank: int, r
 
 def test_a_mixed_batch_gives_each_row_what_it_gets_alone(base: Base, engine: Engine, tmp_path: Path) -> None:
     folders = [
-        make_adapter(base.path, tmp_path / f"m{i}", "llama", rank=8, seed=i, targets=TARGETS, scale=0.02)
+        make_adapter(base.path, tmp_path / f"m{i}", "llama", rank=8, seed=i, targets=TARGETS, scale=0.12)
         for i in range(3)
     ]
     adapters = [None, *(adapter_of(folder, "llama", labels=False) for folder in folders)]
-    options = {"max_tokens": 8, "logprobs": 1}
+    options = {"max_tokens": 8}
     mixed = [Asked(PROMPTS[0], adapter, **options) for adapter in adapters]
     finish(engine, *mixed)
     answers = [tuple(item.tokens) for item in mixed]
