@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -63,11 +64,11 @@ def read_answer(recipe: Recipe, text: str, labels: tuple[str, ...]) -> str:
     return max(fitting, key=len, default="")
 
 
-def zero_shot(recipe: Recipe) -> dict[str, float]:
-    """Return the bare base's metrics on the test rows."""
+def zero_shot(recipe: Recipe, rows: int) -> dict[str, float]:
+    """Return the bare base's metrics on the first `rows` test rows."""
     assert recipe.data.test is not None
-    examples = list(read_examples(recipe.resolve(recipe.data.test), recipe.kind))
-    labels = collect_labels(examples)
+    examples = list(islice(read_examples(recipe.resolve(recipe.data.test), recipe.kind), rows))
+    labels = collect_labels(examples, recipe.kind)
     with AdapterHub(recipe.base) as hub:
         target = hub.target(recipe.base)
         asked = ({"prompt": question(recipe, example, labels)} for example in examples)
@@ -77,31 +78,44 @@ def zero_shot(recipe: Recipe) -> dict[str, float]:
     return {name: metric.value for name, metric in evaluate(recipe.kind, gold, said, labels).items()}
 
 
+def train(name: str, seeds: list[int], overrides: list[str]) -> None:
+    """Train a recipe once a seed, print each run and the mean."""
+    runs = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            started = time.monotonic()
+            recipe = load(name, [*overrides, f"training.seed={seed}"])
+            record = build(recipe, Registry(Path(scratch)), progress_for(Console(stderr=True))).to_record()
+        runs.append({k: v["value"] for k, v in record["metrics"].items()})
+        line = {
+            "recipe": name,
+            "seed": seed,
+            "seconds": round(time.monotonic() - started),
+            "metrics": record["metrics"],
+        }
+        for key in ("examples_per_second", "tokens_per_second", "peak_memory_bytes"):
+            line[key] = round(record[key], 1)
+        print(json.dumps(line), flush=True)
+    means = {metric: round(statistics.mean(run[metric] for run in runs), 4) for metric in runs[0]}
+    print(json.dumps({"recipe": name, "seeds": seeds, "mean": means}), flush=True)
+
+
 def main() -> None:
+    """Read the options and do what they say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=["trec6", "trec6-minilm", "restaurant8k"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--no-base", action="store_true", help="leave the zero-shot base out")
+    parser.add_argument("--base-only", action="store_true", help="ask the zero-shot base alone, train nothing")
+    parser.add_argument("--base-rows", type=int, default=500, help="test rows the zero-shot base is asked for")
     options = parser.parse_args()
-    screen = Console(stderr=True)
     for name in options.recipes:
-        runs = []
-        for seed in options.seeds:
-            with tempfile.TemporaryDirectory() as scratch:
-                started = time.monotonic()
-                recipe = load(name, [*options.overrides, f"training.seed={seed}"])
-                record = build(recipe, Registry(Path(scratch)), progress_for(screen)).to_record()
-            runs.append({k: round(v["value"], 4) for k, v in record["metrics"].items()})
-            speed = round(record["examples_per_second"], 1)
-            line = {"recipe": name, "seed": seed, "metrics": record["metrics"], "examples_per_second": speed}
-            line["tokens_per_second"] = round(record["tokens_per_second"], 1)
-            line["peak_memory_bytes"] = record["peak_memory_bytes"]
-            print(json.dumps({**line, "seconds": round(time.monotonic() - started)}), flush=True)
-        means = {metric: round(statistics.mean(run[metric] for run in runs), 4) for metric in runs[0]}
-        print(json.dumps({"recipe": name, "seeds": options.seeds, "mean": means}), flush=True)
+        if not options.base_only:
+            train(name, options.seeds, options.overrides)
         if not options.no_base and "minilm" not in name:
-            print(json.dumps({"recipe": name, "zero_shot_base": zero_shot(recipe)}), flush=True)
+            base = zero_shot(load(name, []), options.base_rows)
+            print(json.dumps({"recipe": name, "zero_shot_base": base, "rows": options.base_rows}), flush=True)
 
 
 if __name__ == "__main__":
