@@ -31,9 +31,15 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 def model_card(card: Card, spec: TaskSpec) -> str:
     """Return the whole README.md: YAML front matter as the Hub reads it, then text for people."""
-    front = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True, width=1000)
+    front = _dump(front_matter(card))
     sections = (_about(card), _metrics(card), _weights(card), _use(card, spec), _training(card))
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _dump(record: Mapping[str, Any]) -> str:
+    """Return YAML with letters as they are, escaped only where they would read back otherwise (U+0085 ends a line)."""
+    plain = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=1000)
+    return plain if yaml.safe_load(plain) == record else yaml.safe_dump(record, sort_keys=False, width=1000)
 
 
 def front_matter(card: Card) -> dict[str, Any]:

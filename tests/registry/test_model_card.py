@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.data.task import PromptSpec
@@ -114,6 +114,8 @@ def test_licenses(given_name: str | None, front: dict[str, str]) -> None:
 
 @settings(max_examples=50)
 @given(st.text(), st.lists(st.text(), max_size=3), st.text())
+@example("\x85", [], "")
+@example("\u2028 a\u2029", ["\x85"], "\x85")
 def test_no_text_of_users_breaks_the_front_matter_or_the_program(name: str, labels: list[str], template: str) -> None:
     escaped = template.replace("{", "{{").replace("}", "}}") + "{text}"
     spec = make_spec(labels=tuple(labels), prompt=PromptSpec(template=escaped))
