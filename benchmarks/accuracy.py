@@ -5,7 +5,7 @@
 
 Trains through the same code as `adapterhub train`, into a scratch registry. Data: $ADAPTERHUB_DATA, else
 ../shared/data. The base is asked as a person would ask it, greedily: for a label by naming the labels, for slots by
-naming the JSON keys; an answer counts if it begins with the right label, or is the right JSON.
+naming the JSON keys; an answer counts if the first label it names is right, or if it is the right JSON.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def question(recipe: Recipe, example: Example, labels: tuple[str, ...]) -> str:
 
 
 def read_answer(recipe: Recipe, text: str, labels: tuple[str, ...]) -> str:
-    """Return the label an answer begins with (the longest that fits), or the text itself."""
+    """Return the label an answer names first, or the text itself; empty where no label is named."""
     if recipe.kind != "classification":
         return text.strip()
-    said = text.strip().strip("\"'*`").lower()
-    fitting = [label for label in labels if said.startswith((label.lower().replace("_", " "), label))]
-    return max(fitting, key=len, default="")
+    said = text.lower()
+    places = {label: said.find(label.lower().replace("_", " ")) for label in labels}
+    named = [label for label in labels if places[label] >= 0]
+    return min(named, key=lambda label: (places[label], -len(label)), default="")
 
 
 def zero_shot(recipe: Recipe, rows: int) -> dict[str, float]:
@@ -72,7 +73,7 @@ def zero_shot(recipe: Recipe, rows: int) -> dict[str, float]:
     with AdapterHub(recipe.base) as hub:
         target = hub.target(recipe.base)
         asked = ({"prompt": question(recipe, example, labels)} for example in examples)
-        limit = 12 if recipe.kind == "classification" else 48
+        limit = 24 if recipe.kind == "classification" else 48
         said = [read_answer(recipe, a.completion or "", labels) for a in hub.answers(target, asked, max_tokens=limit)]
     gold = [example.label if recipe.kind == "classification" else example.completion for example in examples]
     return {name: metric.value for name, metric in evaluate(recipe.kind, gold, said, labels).items()}
