@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
@@ -93,9 +94,9 @@ class SamplingFields(WireModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def alternatives(self) -> int | None:
         """How many alternatives to report per token; 0 is the chosen one alone, None is no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def include_usage(self) -> bool:

@@ -280,7 +280,10 @@ def test_cancelled_requests_do_not_fill_the_queue(bases: dict[str, Path]) -> Non
         engine.add(item.request)
         item.request.cancelled = True
     engine.step()
-    engine.add(Asked(PROMPTS[2], max_tokens=3).request)
+    last = Asked(PROMPTS[2], max_tokens=3)
+    finish(engine, last)
+    assert len(last.tokens) == 3
+    assert not any(item.events for item in given_up)
 
 
 @pytest.mark.parametrize(
