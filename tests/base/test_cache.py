@@ -28,8 +28,18 @@ def test_who_waits_for_a_lock_says_so_and_gets_it(tmp_path: Path) -> None:
 
 
 def test_locks_of_two_names_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    with locked(tmp_path, "one"), locked(tmp_path, "two"):
-        pass
+    order: list[str] = []
+
+    def take_two() -> None:
+        with locked(tmp_path, "two"):
+            order.append("two")
+
+    with locked(tmp_path, "one"):
+        other = threading.Thread(target=take_two, daemon=True)
+        other.start()
+        other.join(30)
+        order.append("one")
+    assert order == ["two", "one"]
 
 
 def test_json_that_cannot_be_written_leaves_the_old(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_chat_fields(server: Running, change: dict[str, Any], param: str, code: 
 
 def test_neutral_and_harmless_fields_are_accepted(server: Running) -> None:
     with server.openai() as client:
-        client.chat.completions.create(
+        answer = client.chat.completions.create(
             model="orders",
             messages=[{"role": "user", "content": "Hi"}],
             n=1,
@@ -138,7 +138,10 @@ def test_neutral_and_harmless_fields_are_accepted(server: Running) -> None:
             response_format={"type": "text"},
             parallel_tool_calls=False,
         )
-        client.completions.create(model="orders", prompt="Hi", best_of=1, echo=False, suffix=None)
+        assert answer.model == "orders"
+        assert answer.choices[0].finish_reason is not None
+        continued = client.completions.create(model="orders", prompt="Hi", best_of=1, echo=False, suffix=None)
+        assert continued.choices[0].finish_reason is not None
 
 
 def test_an_unknown_field_is_told_its_nearest(server: Running) -> None:
