@@ -14,6 +14,7 @@ import typer
 from adapterhub.errors import UsageError
 
 from .shared import RegistryOption, console
+from .sizes import parse_size, parse_weights
 
 
 def register(app: typer.Typer) -> None:
@@ -31,8 +32,21 @@ def serve(
     adapters: Annotated[
         str, typer.Option("--adapters", metavar="REF,…", help="Versions to load and verify before the server is ready.")
     ] = "",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; else by the free cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; else as measured.")] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Requests that share one batch.")] = 32,
+    max_adapters: Annotated[int, typer.Option(min=1, help="Adapters ready to run, the most one batch may mix.")] = 32,
+    adapter_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for adapters as they were read from disk.")
+    ] = "1GiB",
+    prefix_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for beginnings of prompts that come again; 0 keeps none.")
+    ] = "256MiB",
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=NUMBER", help="A task's part of a busy machine beside others' 1, e.g. support=2. Repeatable."
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="Key that every client must send as a bearer token.")
     ] = None,
@@ -53,7 +67,17 @@ def serve(
     located = Registry.locate(registry)
     if registry is not None and not located.is_dir():
         raise UsageError(f"there is no registry at {str(located)!r}; publish something there first")
-    hub = HubOptions(located, base, refs, threads, max_rows)
+    hub = HubOptions(
+        located,
+        base,
+        refs,
+        threads,
+        max_rows,
+        resident=max_adapters,
+        host_bytes=parse_size(adapter_memory, "--adapter-memory"),
+        prefix_bytes=parse_size(prefix_cache, "--prefix-cache"),
+        weights=parse_weights(weight or (), "--weight"),
+    )
     with _logged_to_stderr():
         run(partial(open_hub, hub), options, _say)
 

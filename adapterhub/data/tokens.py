@@ -58,7 +58,20 @@ def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
     end = tokenizer.eos_token_id
     if end is None:
         raise BaseError("the base's tokenizer has no EOS token, so no completion could end; use a base that has one")
-    return [*(int(token) for token in tokenizer(completion, add_special_tokens=False)["input_ids"]), int(end)]
+    return [*_bare_ids(tokenizer, completion), int(end)]
+
+
+def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text that goes on after a prompt: tokenised by itself, no special tokens before or after.
+
+    No token spans the boundary, so where a space parts the two it belongs to the continuation (" Oslo"). Raises
+    InvalidRequest where nothing is left to read or the text is no whole Unicode.
+    """
+    _check_whole(text, "continuations")
+    ids = _bare_ids(tokenizer, text)
+    if not ids:
+        raise InvalidRequest("a continuation is empty; it has no tokens to score", param="continuations")
+    return ids
 
 
 def check_length(length: int | Sequence[int], spec: TaskSpec, where: str = "") -> None:
@@ -84,6 +97,10 @@ def _check_whole(text: str, param: str) -> None:
             "send whole Unicode text",
             param=param,
         ) from error
+
+
+def _bare_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def _chat_ids(tokenizer: Tokenizer, spec: TaskSpec, messages: list[dict[str, str]]) -> list[int]:

@@ -1,67 +1,75 @@
-"""Attention over a packed batch: tokens of all rows in one line, no padding in any linear layer.
-
-A transformers model calls this in place of its own attention. The packed line holds first one token for each decoding
-row, then the whole prompt of each new row; every token attends to its own row only.
-"""
+"""Attention over a batch: every token looks at its own row only, in the line and in the cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kv_cache import KVCache
+from .batch import Batch, Decoding, Stretch
 
 NAME = "adapterhub_packed"
 # What some families ask of their attention besides scores and a window; ignoring one would change answers silently.
 _NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 
 
-@dataclass(frozen=True)
-class PackedBatch:
-    """Where each row's tokens lie in the packed line.
+def attend(
+    batch: Batch, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None
+) -> Tensor:
+    """Return [tokens, heads * dim] for `q` [tokens, heads, dim] and `k`, `v` [tokens, key/value heads, dim].
 
-    `decode_lengths` int64 [decoding rows]: positions before the row's new token; row i is row i of the cache.
-    `prompts`: (start, end, cache row or None) of each new row. `causal` is False for encoders.
+    Keys and values of tokens that stay join the cache first, so later parts of a row find them there. Query heads that
+    share a key/value head (GQA) look at it together.
     """
+    for store in batch.stores:
+        store.put(layer, k, v)
+    if not batch.stretches and len(batch.decoding) == 1 and batch.decoding[0].rows == q.shape[0]:
+        only = batch.decoding[0]
+        return _decode(batch, only, layer, q, scale, window).index_select(0, only.real)
+    out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+    for part in batch.decoding:
+        found = _decode(batch, part, layer, q, scale, window)
+        out.index_copy_(0, part.tokens.index_select(0, part.real), found.index_select(0, part.real))
+    for stretch in batch.stretches:
+        found = _prefill(batch, stretch, layer, (q, k, v), scale, window)
+        out[stretch.start : stretch.stop] = found
+    return out
 
-    decode_lengths: Tensor
-    prompts: tuple[tuple[int, int, int | None], ...]
-    cache: KVCache | None
-    causal: bool = True
 
-    @cached_property
-    def decoding(self) -> int:
-        """How many rows decode."""
-        return int(self.decode_lengths.shape[0])
+def _decode(batch: Batch, part: Decoding, layer: int, q: Tensor, scale: float, window: int | None) -> Tensor:
+    """Return [rows of the block, heads * dim]: each row's new token over the row's positions."""
+    keys, values = part.block.data[layer, :, : part.rows, :, : part.longest]
+    # The heads of a group take the place of a sequence: they all look at the same positions.
+    grouped = q.index_select(0, part.tokens).view(part.rows, keys.shape[1], -1, q.shape[2])
+    bias = batch.bias(part, q.dtype, window)
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=scale).reshape(part.rows, -1)
 
-    @cached_property
-    def longest(self) -> int:
-        """Positions the longest decoding row has, its new token included."""
-        return int(self.decode_lengths.max()) + 1
 
-    @cached_property
-    def decode_mask(self) -> Tensor:
-        """Bool [decoding, 1, 1, longest], true where the row may look at the position."""
-        positions = torch.arange(self.longest, device=self.decode_lengths.device)
-        return (positions[None, :] <= self.decode_lengths[:, None])[:, None, None, :]
-
-    @cached_property
-    def padded(self) -> tuple[Tensor, Tensor] | None:
-        """Index int64 [prompts, longest] into the packed line and its validity, or None where padding would waste."""
-        lengths = [end - start for start, end, _ in self.prompts]
-        if len(lengths) < 2 or len(lengths) * max(lengths) > 2 * sum(lengths):
-            return None
-        device = self.decode_lengths.device
-        starts = torch.tensor([start for start, _, _ in self.prompts], device=device)
-        sizes = torch.tensor(lengths, device=device)
-        offsets = torch.arange(max(lengths), device=device)
-        valid = offsets[None, :] < sizes[:, None]
-        return torch.where(valid, starts[:, None] + offsets[None, :], starts[:, None]), valid
+def _prefill(
+    batch: Batch, stretch: Stretch, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float, window: int | None
+) -> Tensor:
+    """Return [tokens of the stretch, heads * dim]."""
+    q, k, v = (each[stretch.start : stretch.stop].transpose(0, 1) for each in qkv)
+    size = stretch.stop - stretch.start
+    bias: Tensor | None = None
+    causal = False
+    if stretch.fresh:
+        causal = batch.causal and (window is None or size <= window)
+        if batch.causal and not causal:
+            bias = batch.bias(stretch, q.dtype, window)
+    else:
+        assert stretch.place is not None
+        past = stretch.past + (size if stretch.keeps else 0)
+        keys, values = stretch.place.block.data[layer, :, stretch.place.index, :, :past]
+        k, v = (keys, values) if stretch.keeps else (torch.cat([keys, k], 1), torch.cat([values, v], 1))
+        bias = batch.bias(stretch, q.dtype, window)
+    heads, groups = k.shape[0], q.shape[0] // k.shape[0]
+    k, v = (each[:, None].expand(-1, groups, -1, -1) for each in (k, v))
+    query = q.reshape(heads, groups, size, -1)
+    found = F.scaled_dot_product_attention(query, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    return found.flatten(0, 1).transpose(0, 1).reshape(size, -1)
 
 
 def packed_attention(
@@ -71,11 +79,11 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    packed: PackedBatch | None = None,
+    packed: Batch | None = None,
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within rows; `query` is [1, heads, tokens, dim], keys and values may have fewer heads (GQA).
+    """Do for a transformers model what `attend` does; `query` is [1, heads, tokens, dim].
 
     Returns [1, tokens, heads, dim], the layout transformers expects of an attention function.
     """
@@ -85,88 +93,6 @@ def packed_attention(
     if changed:
         raise ValueError(f"attention with {changed[0]} is not computed here")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = getattr(module, "layer_idx", None)
-    q, k, v = query[0], key[0], value[0]
-    out = torch.empty_like(q)
-    if packed.decoding:
-        assert layer is not None
-        out[:, : packed.decoding] = _decode(packed, layer, q, k, v, scale, sliding_window)
-    if packed.prompts:
-        _prefill(packed, layer, (q, k, v, out), scale, sliding_window)
-    return out.transpose(0, 1).unsqueeze(0), None
-
-
-def _decode(
-    packed: PackedBatch, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None
-) -> Tensor:
-    """Return [heads, decoding, dim] for the new tokens, whose keys and values join the cache."""
-    assert packed.cache is not None
-    count, longest = packed.decoding, packed.longest
-    rows = torch.arange(count, device=q.device)
-    keys, values = packed.cache.keys[layer], packed.cache.values[layer]
-    keys[rows, :, packed.decode_lengths] = k[:, :count].transpose(0, 1)
-    values[rows, :, packed.decode_lengths] = v[:, :count].transpose(0, 1)
-    kv_heads = k.shape[0]
-    groups = q.shape[0] // kv_heads
-    grouped = q[:, :count].transpose(0, 1).reshape(count, kv_heads, groups, -1) * scale
-    scores = grouped @ keys[:count, :, :longest].transpose(-1, -2)
-    allowed = packed.decode_mask
-    if window is not None and longest > window:
-        positions = torch.arange(longest, device=q.device)
-        allowed = allowed & (positions > packed.decode_lengths[:, None, None, None] - window)
-    scores = scores.masked_fill(~allowed, float("-inf"))
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, dim=-1, dtype=wide).to(v.dtype)
-    attended = weights @ values[:count, :, :longest]
-    return attended.reshape(count, q.shape[0], -1).transpose(0, 1)
-
-
-def _prefill(
-    packed: PackedBatch,
-    layer: int | None,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    scale: float,
-    window: int | None,
-) -> None:
-    """Fill the prompts' part of `out`, and their keys and values in the cache where the row goes on."""
-    q, k, v, out = tensors
-    if packed.padded is None:
-        for start, end, _ in packed.prompts:
-            mask = _mask(end - start, packed.causal, window, q.device)
-            out[:, start:end] = _sdpa(q[:, start:end], k[:, start:end], v[:, start:end], mask, scale)
-    else:
-        index, valid = packed.padded
-        size = index.shape[1]
-        mask = valid[:, None, None, :]
-        square = _mask(size, packed.causal, window, q.device)
-        if square is not None:
-            mask = mask & square
-        queries, keys, values = (t[:, index].transpose(0, 1) for t in (q, k, v))
-        padded = _sdpa(queries, keys, values, mask, scale)
-        out[:, index[valid]] = padded.transpose(0, 1)[:, valid]
-    if packed.cache is not None and layer is not None:
-        for start, end, row in packed.prompts:
-            if row is not None:
-                packed.cache.keys[layer][row, :, : end - start] = k[:, start:end]
-                packed.cache.values[layer][row, :, : end - start] = v[:, start:end]
-
-
-def _mask(size: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
-    """Return bool [size, size], or None where everything is allowed."""
-    if not causal:
-        return None
-    rows = torch.arange(size, device=device)
-    allowed = rows[None, :] <= rows[:, None]
-    if window is not None and size > window:
-        allowed = allowed & (rows[None, :] > rows[:, None] - window)
-    return allowed
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return torch's attention for [.., heads, tokens, dim], with grouped heads where k has fewer."""
-    batched = q.ndim == 4
-    if not batched:
-        q, k, v = q[None], k[None], v[None]
-    grouped = q.shape[1] != k.shape[1]
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    return attended if batched else attended[0]
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    out = attend(packed, getattr(module, "layer_idx", 0), q, k, v, scale, sliding_window)
+    return out.view(1, q.shape[0], q.shape[1], q.shape[2]), None

@@ -6,6 +6,9 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 
@@ -18,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Runs an engine in one daemon thread. `submit` and `cancel` may be called from any thread.
+    """Runs an engine in one daemon thread. Its methods may be called from any thread.
 
     Sinks are called from the engine's thread and must be quick.
     """
@@ -26,24 +29,37 @@ class EngineLoop:
     def __init__(self, engine: Engine, *, threads: int | None = None) -> None:
         self.engine = engine
         self._threads = threads
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._deadline = 0.0
+        engine.listen(partial(self._inbox.put, None))
         self._thread = threading.Thread(target=self._run, name="adapterhub-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
         """Check a request here (its errors rise in the caller) and hand it over; raises Cancelled once closed."""
         self.engine.check(request)
-        with self._lock:
-            if self._closing.is_set():
-                raise Cancelled("the engine is stopping")
-            self._inbox.put(request)
+        self._put(partial(self._admit, request))
 
     def cancel(self, request: Request) -> None:
-        """Free the row at the next step; its sink gets nothing more of use."""
+        """Free the row at the next step, also while its adapter loads; its sink gets nothing more of use."""
         request.cancelled = True
+        self._inbox.put(None)
+
+    def forget(self, digest: str) -> None:
+        """Free what is kept of an adapter, once the last request that came before is done; see Engine.forget."""
+        self._put(partial(self.engine.forget, digest))
+
+    def pin(self, digest: str) -> None:
+        """Keep an adapter resident once it is loaded. Blocks, so not for sinks; raises as Engine.pin does."""
+        done: Future[None] = Future()
+        self._put(partial(_answer, done, partial(self.engine.pin, digest)))
+        done.result()
+
+    def unpin(self, digest: str) -> None:
+        """Let an adapter leave by the usual rules again."""
+        self._put(partial(self.engine.unpin, digest))
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests; give the running ones `drain_seconds` to finish, then end the rest with Cancelled."""
@@ -54,14 +70,22 @@ class EngineLoop:
                 self._inbox.put(None)
         self._thread.join()
 
+    def _put(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            if self._closing.is_set():
+                raise Cancelled("the engine is stopping")
+            self._inbox.put(job)
+
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        ran = False
         try:
             while not self._closing.is_set() or (self._pending() and time.monotonic() < self._deadline):
-                self._take(block=not self._pending())
+                # A step that ran nothing is waiting for what comes through the inbox: requests, or the loader's news.
+                self._take(block=not ran)
                 try:
-                    self.engine.step()
+                    ran = self.engine.step()
                 except Exception as error:  # a fault of ours must not leave askers waiting for ever
                     log.exception("the engine's step failed")
                     self.engine.fail_all(error)
@@ -71,22 +95,40 @@ class EngineLoop:
                 self._closing.set()
             self._take(block=False)
             self.engine.fail_all(Cancelled("the engine stopped before the answer was complete"))
+            self.engine.close()
 
     def _pending(self) -> bool:
         return self.engine.busy or not self._inbox.empty()
 
     def _take(self, *, block: bool) -> None:
+        """Do what lies in the inbox; with `block`, wait for something to do, at most to the deadline once closing."""
         try:
             while True:
-                request = self._inbox.get(block=block)
+                remaining = max(0.0, self._deadline - time.monotonic()) if self._closing.is_set() else None
+                job = self._inbox.get(block=block, timeout=remaining)
                 block = False
-                if request is not None:
-                    self._admit(request)
+                if job is not None:
+                    self._do(job)
         except queue.Empty:
             return
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:  # one job's fault must not end the thread that everybody waits for
+            log.exception("a job of the engine failed")
 
     def _admit(self, request: Request) -> None:
         try:
             self.engine.add(request)
         except Exception as error:
             request.tell(FailedEvent(error))
+
+
+def _answer(done: Future[None], job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -16,14 +16,16 @@ GREEDY_BELOW = 1e-5
 def sample(logits: Tensor, rows: tuple[Row, ...]) -> list[Event]:
     """Return one event a row for logits [rows, vocabulary]; a row with NaN or infinite logits fails alone."""
     logits = logits.float()
-    finite = torch.isfinite(logits).all(dim=-1).tolist()
-    greedy = logits.argmax(dim=-1).tolist()
+    # A sum that is finite says so of all its terms, at a twentieth of the time; one that is not may have overflowed.
+    finite = torch.isfinite(logits.sum(dim=-1)).tolist()
+    finite = [fine or bool(torch.isfinite(logits[i]).all()) for i, fine in enumerate(finite)]
+    greedy = logits.max(dim=-1).indices.tolist()
     return [_event(logits[i], row, greedy[i]) if finite[i] else _broken(row) for i, row in enumerate(rows)]
 
 
 def _event(logits: Tensor, row: Row, greedy: int) -> TokenEvent:
-    sampling = row.request.sampling
-    assert sampling is not None
+    sampling = row.request.ask
+    assert isinstance(sampling, Sampling)
     barred = sampling.stop_ids if len(row.output) < sampling.min_tokens else frozenset()
     if barred:
         logits = logits.clone()

@@ -1,107 +1,276 @@
-"""Who runs in the next step."""
+"""Who runs in the next step, and with how many tokens."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 
 from adapterhub.errors import Overloaded
 
+from .fair import INPUT_COST, OUTPUT_COST, VirtualCounters
+from .kv_cache import KVCache
+from .plan import Plan, Span
 from .request import FailedEvent, Request, Row
-from .slots import Slots
+from .spans import advance, next_span, planned
+from .tiers import Tiers, Waiter
+from .waiting import Kind, Lane, Waiting, kind_of
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds of the engine.
 
-    `rows` decode at once; `step_tokens` of new prompts enter a step (one longer prompt may enter alone);
-    `cache_tokens` is rows times the longest row's room; `queue` requests wait at most.
+    `rows` hold places in the cache at once (a share that runs none may go beyond, by a quarter in all). A step takes
+    `step_tokens` of prompts while nothing decodes, and `chunk_tokens` beside rows that do, so that no prompt stalls
+    them. `cache_tokens` positions of keys and values are kept at most; `queue` requests wait at most.
     """
 
     rows: int = 32
     step_tokens: int = 1024
+    chunk_tokens: int = 128
     cache_tokens: int = 65536
     queue: int = 4096
 
+    @property
+    def spare_rows(self) -> int:
+        """Rows beyond `rows` that are kept for shares that run none."""
+        return max(1, self.rows // 4)
 
-@dataclass(frozen=True)
-class Plan:
-    """The rows of one step: those that decode (the first rows of the cache, in order), those that start."""
 
-    decode: tuple[Row, ...]
-    start: tuple[Row, ...]
+class _Wait(Enum):
+    LOAD = "load"
+    BUDGET = "budget"
+    ROW = "row"
+    CACHE = "cache"
+    SLOT = "slot"
+
+
+@dataclass
+class _Step:
+    """What is left of one step while it is planned; nothing ever becomes free again before its end."""
+
+    full: int
+    left: int
+    placed: int
+    placed_shares: set[str]
+    unfinished: dict[str, list[Row]]
+    lanes: dict[str, list[Lane]]
+    spans: list[Span] = field(default_factory=list)
+    cache_is_full: bool = False
+    # The adapter that gets no new rows, so that its slot comes free for one who waits.
+    draining: str | None = None
 
 
 class Scheduler:
-    """First come, first served, as slots, cache room and the token budget allow."""
+    """Continuous batching with chunked prefill, shared out by virtual token counters.
 
-    def __init__(self, limits: Limits, slots: Slots) -> None:
+    In each step every decoding row says a token; what the budget leaves goes to prompts, a piece at a time, always to
+    the share with the least counter. Within a share rows that have begun come first, then requests in their order. One
+    that must wait lets others pass that need none of what it waits for: a row or cache (classification that fits the
+    step needs neither), a slot (the base and resident adapters need none), loading (which holds up its own adapter's
+    requests alone). Otherwise generations of one share never overtake one another.
+    """
+
+    def __init__(
+        self, limits: Limits, tiers: Tiers, cache: KVCache | None, restore: Callable[[Row], None] = lambda row: None
+    ) -> None:
         self.limits = limits
-        self._slots = slots
-        self.waiting: deque[Request] = deque()
+        self._tiers, self._cache, self._restore = tiers, cache, restore
+        self._chunk = min(limits.chunk_tokens, limits.step_tokens)
+        self.counters = VirtualCounters()
+        self.waiting = Waiting()
         self.running: list[Row] = []
 
     def add(self, request: Request) -> None:
-        """Queue a request; raises Overloaded where the queue is full."""
+        """Queue a request, and have its adapter read; raises Overloaded where the queue is full."""
         if len(self.waiting) >= self.limits.queue:
             raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again later")
-        self.waiting.append(request)
+        self.counters.join(request.queue)
+        kind = kind_of(request, causal=self._cache is not None, chunk_tokens=self._chunk)
+        self.waiting.push(self._tiers.join(request), kind)
 
     def schedule(self) -> Plan:
-        """Return the rows of the next step; the new ones hold their slots already.
+        """Return the next step. New rows are running from now on, with their slots and places."""
+        decode = tuple(row for row in self.running if row.output)
+        for row in decode:
+            self._charge(row, OUTPUT_COST)
+        step = self._begin(self._chunk if decode else self.limits.step_tokens)
+        turns = [self._turn(step, share) for share in step.unfinished.keys() | step.lanes.keys()]
+        heapq.heapify(turns)
+        while turns and step.left > 0:
+            share = heapq.heappop(turns)[-1]
+            if self._go_on(step, share) or self._start_one(step, share):
+                heapq.heappush(turns, self._turn(step, share))
+        return Plan(decode, tuple(step.spans))
 
-        A request that must wait (for a row, for cache, for a slot) lets others pass that need none of what it waits
-        for: classification needs no cache, and the base no slot. Generations never overtake one another.
-        """
-        decode = tuple(self.running)
-        started: list[Row] = []
-        kept: deque[Request] = deque()
-        budget, generations_wait = self.limits.step_tokens, False
-        while self.waiting:
-            request = self.waiting.popleft()
-            if request.cancelled:
-                continue
-            size, generates = len(request.tokens), request.sampling is not None
-            if started and size > budget:
-                kept.append(request)
-                break
-            if generates and (generations_wait or not self._fits(request, started)):
-                generations_wait = True
-                kept.append(request)
-                continue
-            row = self._start(request)
-            if row is not None:
-                budget -= size
-                started.append(row)
-            elif not request.failed:
-                generations_wait = generations_wait or generates
-                kept.append(request)
-        self.waiting.extendleft(reversed(kept))
-        return Plan(decode, tuple(started))
+    def finish(self, row: Row) -> None:
+        """Take a row out and free what it holds."""
+        self.running.remove(row)
+        if row.place is not None:
+            assert self._cache is not None
+            self._cache.release(row.place)
+            row.place = None
+        self._tiers.slots.release(row.slot)
+        self._leave(row.request)
 
     def drop_cancelled(self) -> None:
-        """Forget requests that were given up while they waited, so that they fill no queue."""
-        if any(request.cancelled for request in self.waiting):
-            self.waiting = deque(request for request in self.waiting if not request.cancelled)
+        """Forget requests that were given up, whether they wait, load or run; what they hold is free at once."""
+        for waiter in self.waiting.drop_cancelled():
+            self._forget(waiter)
+        for row in [row for row in self.running if row.request.cancelled]:
+            self.finish(row)
 
-    def _start(self, request: Request) -> Row | None:
-        """Return the row of a request, or None: it failed (and was told), or every slot is in use."""
+    def clear(self) -> list[Request]:
+        """Forget everybody who waits, and return them."""
+        waiters = self.waiting.clear()
+        for waiter in waiters:
+            self._forget(waiter)
+        return [waiter.request for waiter in waiters]
+
+    def _begin(self, budget: int) -> _Step:
+        unfinished: dict[str, list[Row]] = {}
+        for row in self.running:
+            if not planned(row):
+                unfinished.setdefault(row.request.queue, []).append(row)
+        placed = [row.request.queue for row in self.running if row.place is not None]
+        # With every row taken, the spare ones too, a long queue of generations is not looked at one by one.
+        left_out = Kind.GENERATE if len(placed) >= self.limits.rows + self.limits.spare_rows else None
+        lanes = {share: lanes for share in self.waiting.shares if (lanes := self.waiting.lanes(share, left_out))}
+        return _Step(budget, budget, len(placed), set(placed), unfinished, lanes)
+
+    def _turn(self, step: _Step, share: str) -> tuple[float, int, str]:
+        """Return the key shares are served by: the least counter, then whose request came first."""
+        rows, lanes = step.unfinished.get(share), step.lanes.get(share)
+        first = [rows[0].request.id] if rows else []
+        first += [lanes[0].first] if lanes else []
+        return self.counters[share], min(first, default=0), share
+
+    def _go_on(self, step: _Step, share: str) -> bool:
+        """Plan a piece of a row of the share that has begun; return whether there was one and it fitted."""
+        rows = step.unfinished.get(share, [])
+        if not rows:
+            return False
+        span = next_span(rows[0], step.left, alone=not step.spans)
+        if span is None:
+            step.lanes.pop(share, None)  # it goes first once there is room; nobody of its share passes it
+            return False
+        self._plan(step, span)
+        if planned(rows[0]):
+            rows.pop(0)
+        return True
+
+    def _start_one(self, step: _Step, share: str) -> bool:
+        """Start the first request of the share that can; return whether there was one."""
+        while lanes := step.lanes.get(share):
+            lane = min(lanes, key=lambda lane: lane.first)
+            waiter = lane.waiters[0]
+            try:
+                got = self._row(step, lane, waiter)
+            except Exception as error:  # whatever is wrong with this request or its adapter is its own error alone
+                self._take(step, share, lane)
+                self._forget(waiter)
+                waiter.request.failed = True
+                waiter.request.tell(FailedEvent(error))
+                continue
+            if isinstance(got, _Wait):
+                self._hold_back(step, share, lane, got)
+                continue
+            self._take(step, share, lane)
+            self.running.append(got)
+            if got.place is not None:
+                step.placed += 1
+                step.placed_shares.add(share)
+            step.unfinished.setdefault(share, []).append(got)
+            return self._go_on(step, share)
+        return False
+
+    def _row(self, step: _Step, lane: Lane, waiter: Waiter) -> Row | _Wait:
+        """Return the row of a request, or what it must wait for; raises what is wrong with it."""
+        request = waiter.request
+        if not self._tiers.ready(waiter):
+            return _Wait.LOAD
+        needs_place = lane.kind is Kind.GENERATE or (lane.kind is Kind.LONG and len(request.tokens) > step.full)
+        if not needs_place and len(request.tokens) > step.left and step.spans:
+            return _Wait.BUDGET
+        if needs_place and step.cache_is_full:
+            return _Wait.CACHE
+        if needs_place and not self._row_free(step, request.queue):
+            return _Wait.ROW
+        if request.adapter is not None and not self._slot_free(step, request.digest):
+            step.draining = step.draining or self._tiers.slots.least_used()
+            return _Wait.SLOT
+        row = Row(request, slot=-1, generator=_generator(request))
+        return self._seat(step, row, waiter, needs_place=needs_place)
+
+    def _seat(self, step: _Step, row: Row, waiter: Waiter, *, needs_place: bool) -> Row | _Wait:
+        """Give a row its place and slot, and what is known of its prompt."""
+        if needs_place:
+            assert self._cache is not None
+            row.place = self._cache.take(row.request.room)
+            if row.place is None:
+                step.cache_is_full = True
+                return _Wait.CACHE
+        slot = None
         try:
-            generator = _generator(request)
-            slot = self._slots.acquire(request.adapter)
-        except Exception as error:  # whatever is wrong with this request or its adapter is its own error alone
-            request.failed = True
-            request.tell(FailedEvent(error))
-            return None
-        return None if slot is None else Row(request, slot, generator=generator)
+            slot = self._tiers.acquire(waiter)
+            assert slot is not None, "available said there was one"
+            row.slot = slot
+            if row.request.keeps_cache:
+                self._restore(row)
+        except BaseException:
+            if slot is not None:
+                self._tiers.slots.release(slot)
+            if row.place is not None and self._cache is not None:
+                self._cache.release(row.place)
+            raise
+        return row
 
-    def _fits(self, request: Request, started: list[Row]) -> bool:
-        rows = self.running + [row for row in started if row.request.sampling]
-        longest = max([request.room, *(row.request.room for row in rows)])
-        return len(rows) < self.limits.rows and (len(rows) + 1) * longest <= self.limits.cache_tokens
+    def _hold_back(self, step: _Step, share: str, lane: Lane, wait: _Wait) -> None:
+        """Leave out, for this step, what needs the same as the head of a lane."""
+        lanes = step.lanes[share]
+        if wait is _Wait.BUDGET:
+            lanes.clear()
+        elif wait in (_Wait.ROW, _Wait.CACHE):
+            lanes[:] = [each for each in lanes if each is not lane and each.kind is not Kind.GENERATE]
+        elif wait is _Wait.SLOT and lane.kind is Kind.GENERATE:
+            lanes[:] = [each for each in lanes if each.kind is not Kind.GENERATE]
+        else:
+            lanes.remove(lane)
+
+    def _row_free(self, step: _Step, share: str) -> bool:
+        if step.placed < self.limits.rows:
+            return True
+        return share not in step.placed_shares and step.placed < self.limits.rows + self.limits.spare_rows
+
+    def _slot_free(self, step: _Step, digest: str) -> bool:
+        return digest != step.draining and self._tiers.slots.available(digest)
+
+    def _plan(self, step: _Step, span: Span) -> None:
+        step.spans.append(span)
+        step.left -= len(span.tokens)
+        advance(span.row, span)
+        speaks = span.last and span.row.request.sampling is not None
+        self._charge(span.row, INPUT_COST * len(span.tokens) + (OUTPUT_COST if speaks else 0.0))
+
+    def _charge(self, row: Row, cost: float) -> None:
+        self.counters.charge(row.request.queue, cost, row.request.weight)
+
+    def _take(self, step: _Step, share: str, lane: Lane) -> None:
+        self.waiting.pop(share, lane)
+        if not lane.waiters:
+            step.lanes[share].remove(lane)
+
+    def _forget(self, waiter: Waiter) -> None:
+        self._tiers.let_go(waiter)
+        self._leave(waiter.request)
+
+    def _leave(self, request: Request) -> None:
+        self.counters.leave(request.queue)
+        self._tiers.leave(request)
 
 
 def _generator(request: Request) -> torch.Generator | None:

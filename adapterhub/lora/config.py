@@ -21,7 +21,7 @@ _NEUTRAL = {
     "inference_mode": (True, False),
     "qalora_group_size": (16,),
     # How training started; the weights stored are plain LoRA for these, while PiSSA or OLoRA also change the base.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 _DESCRIPTIVE = {
     "base_model_name_or_path",
@@ -30,10 +30,11 @@ _DESCRIPTIVE = {
     "auto_mapping",
     "megatron_core",
     "layers_pattern",
+    "eva_config",
 }
 _READ = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform",
-    "use_rslora", "modules_to_save", "fan_in_fan_out", "rank_pattern", "alpha_pattern",
+    "use_rslora", "use_dora", "modules_to_save", "fan_in_fan_out", "rank_pattern", "alpha_pattern",
 }  # fmt: skip
 
 
@@ -57,6 +58,7 @@ class AdapterConfig:
     fan_in_fan_out: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    dora: bool = False
 
     def alpha_of(self, module: str) -> float:
         """Return alpha for a module name, by PEFT's rule: the first pattern that matches the end of the name."""
@@ -67,7 +69,7 @@ class AdapterConfig:
 
     def to_json(self) -> str:
         """Return canonical text: sorted keys and names, no library version, so equal runs give equal bytes."""
-        record = {
+        record: dict[str, Any] = {
             "alpha_pattern": {name: _number(alpha) for name, alpha in sorted(self.alpha_pattern.items())},
             "base_model_name_or_path": self.base_model,
             "bias": "none",
@@ -84,6 +86,8 @@ class AdapterConfig:
             "task_type": self.task_type,
             "use_rslora": self.rslora,
         }
+        if self.dora:
+            record["use_dora"] = True
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
 
@@ -115,6 +119,7 @@ def parse_config(record: Mapping[str, Any]) -> AdapterConfig:
             fan_in_fan_out=bool(record.get("fan_in_fan_out")),
             rank_pattern=dict(record.get("rank_pattern") or {}),
             alpha_pattern=_alphas(record.get("alpha_pattern") or {}),
+            dora=bool(record.get("use_dora")),
         )
     except (KeyError, TypeError, ValueError, re.error) as error:
         raise CorruptAdapter(f"adapter_config.json is not a LoRA configuration: {error!r}") from error

@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adapterhub.errors import CorruptAdapter, FileMissing, UnsafeAdapter
 
 from .config import AdapterConfig, read_config
+from .stored import StoredTensors
 from .weights import LoraPair, LoraWeights, check_finite, lora_scaling
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # A backbone sits in its model under one attribute ("model", "bert", "transformer"): the first part after PREFIX.
-_LORA_KEY = re.compile(r"^base_model\.model\.(?P<root>[^.]+)\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+_LORA_KEY = re.compile(
+    r"^base_model\.model\.(?P<root>[^.]+)\.(?P<module>.+)\.lora_(?P<side>A\.weight|B\.weight|magnitude_vector)$"
+)
+_A, _B, _MAGNITUDE = "A.weight", "B.weight", "magnitude_vector"
 _HEAD_KEY = re.compile(r"^base_model\.model\.(?P<name>(?:score|classifier|pre_classifier)(?:\.[A-Za-z_]+)+)$")
 
 
@@ -33,8 +36,8 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Ten
     save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read the stored tensors under their PEFT names; raises FileMissing, UnsafeAdapter, CorruptAdapter."""
+def open_weights(folder: Path) -> StoredTensors:
+    """Read the file of weights in `folder` whole; raises FileMissing, UnsafeAdapter, CorruptAdapter."""
     path = folder / WEIGHTS
     if path.is_symlink() or folder.is_symlink():
         raise UnsafeAdapter(f"{path} is a symbolic link; adapters must be plain files in a plain folder")
@@ -46,17 +49,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 "save it with safe_serialization=True where it was made"
             )
         raise FileMissing(f"{folder} has no {WEIGHTS}")
-    try:
-        # Read whole, not mapped: a mapped file that is later changed or truncated would change a running adapter, or
-        # kill the process with SIGBUS.
-        tensors: dict[str, Tensor] = load(path.read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise CorruptAdapter(f"{path} is not a safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CorruptAdapter(f"tensor {name!r} in {path} has dtype {tensor.dtype}; expected floating point")
-        check_finite(name, tensor)
-    return tensors
+    return StoredTensors.read(path)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read the stored tensors under their PEFT names; raises FileMissing, UnsafeAdapter, CorruptAdapter."""
+    return open_weights(folder).tensors()
 
 
 def read_adapter(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoraWeights:
@@ -65,7 +63,19 @@ def read_adapter(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoraWei
     Raises FileMissing, UnsafeAdapter (pickle, links) or CorruptAdapter (keys, shapes, non-finite values).
     """
     config = read_config(folder)
-    return parse_weights(config, read_tensors(folder)).to(dtype)
+    return build_weights(config, open_weights(folder), dtype)
+
+
+def build_weights(config: AdapterConfig, stored: StoredTensors, dtype: torch.dtype) -> LoraWeights:
+    """Return the weights that a file holds: pairs in `dtype`, magnitudes and head in float32 or wider.
+
+    Raises CorruptAdapter.
+    """
+    exact = [name for name in stored.names if _HEAD_KEY.match(name) or name.endswith(_MAGNITUDE)]
+    wide = torch.promote_types(dtype, torch.float32)
+    # Copies, or a head of a few kilobytes would keep all of the file's bytes in memory.
+    small = {name: tensor.clone() for name, tensor in stored.tensors(wide, exact).items()}
+    return parse_weights(config, {**stored.tensors(dtype, set(stored.names).difference(exact)), **small})
 
 
 def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraWeights:
@@ -88,13 +98,20 @@ def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraW
 
 
 def _pair(config: AdapterConfig, module: str, sides: Mapping[str, Tensor]) -> LoraPair:
-    if set(sides) != {"A", "B"}:
-        raise CorruptAdapter(f"module {module!r} has only lora_{next(iter(sides))}; both lora_A and lora_B are needed")
-    a, b = sides["A"], sides["B"]
+    if not {_A, _B} <= set(sides):
+        raise CorruptAdapter(f"module {module!r} has only lora_{min(sides)}; both lora_A and lora_B are needed")
+    a, b, magnitude = sides[_A], sides[_B], sides.get(_MAGNITUDE)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
         raise CorruptAdapter(
             f"module {module!r}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit; "
             "expected [rank, in] and [out, rank]"
         )
+    if (magnitude is not None) != config.dora:
+        raise CorruptAdapter(
+            f"module {module!r} has {'a' if magnitude is not None else 'no'} lora_magnitude_vector, but "
+            f"adapter_config.json says use_dora = {config.dora}"
+        )
+    if magnitude is not None and magnitude.shape != b.shape[:1]:
+        raise CorruptAdapter(f"module {module!r}: lora_magnitude_vector {tuple(magnitude.shape)} is not {b.shape[:1]}")
     rank = int(a.shape[0])
-    return LoraPair(a, b, lora_scaling(config.alpha_of(module), rank, rslora=config.rslora))
+    return LoraPair(a, b, lora_scaling(config.alpha_of(module), rank, rslora=config.rslora), magnitude)

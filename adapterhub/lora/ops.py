@@ -1,10 +1,9 @@
-"""Per-row LoRA: each row of a batch gets the update of its own adapter. The slow reference and the fast form."""
+"""Per-row LoRA, the slow reference: each row of a batch gets the update of its own adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .weights import LoraPair
@@ -13,7 +12,7 @@ NO_SLOT = -1
 
 
 def add_lora_reference(y: Tensor, x: Tensor, slots: Tensor, pairs: Mapping[int, LoraPair]) -> Tensor:
-    """Return `y` plus each row's own update, one adapter after another; the oracle of the fast form.
+    """Return `y` plus each row's own update, one adapter after another; the oracle of the fast form in `slabs`.
 
     `y` is [rows, out], `x` is [rows, in], `slots` is int64 [rows] with NO_SLOT for rows of the bare base.
     """
@@ -23,14 +22,3 @@ def add_lora_reference(y: Tensor, x: Tensor, slots: Tensor, pairs: Mapping[int, 
         if rows.numel():
             result[rows] += (x[rows] @ pair.a.T) @ pair.b.T * pair.scaling
     return result
-
-
-def add_lora_concat(y: Tensor, x: Tensor, a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
-    """Return `y` plus each row's own update in two products, whatever the number of adapters.
-
-    `a` is [ranks, in] and `b` [ranks, out], all adapters' rows stacked, scaling inside `b`; `keep` is bool
-    [rows, ranks], true where a rank belongs to the row's adapter. Foreign ranks are *selected* away: multiplying by a
-    zero mask would turn one adapter's infinite activation into NaN in every row.
-    """
-    z = torch.where(keep, x @ a.T, torch.zeros((), dtype=x.dtype, device=x.device))
-    return torch.addmm(y, z, b)

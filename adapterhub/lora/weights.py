@@ -16,12 +16,14 @@ from adapterhub.errors import CorruptAdapter
 class LoraPair:
     """The update of one linear layer: `scaling * b @ a`.
 
-    `a` is [rank, in_features], `b` is [out_features, rank].
+    `a` is [rank, in_features], `b` is [out_features, rank]. With a `magnitude` [out_features] the changed weight is
+    then scaled row by row to these norms (DoRA, Liu et al. 2024).
     """
 
     a: Tensor
     b: Tensor
     scaling: float
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -29,7 +31,7 @@ class LoraPair:
         return int(self.a.shape[0])
 
     def delta(self) -> Tensor:
-        """Return the weight change [out_features, in_features] (Hu et al. 2021, eq. 3)."""
+        """Return the weight change [out_features, in_features] before any magnitude (Hu et al. 2021, eq. 3)."""
         return self.scaling * (self.b @ self.a)
 
 
@@ -47,13 +49,16 @@ class LoraWeights:
     @property
     def bytes(self) -> int:
         """Bytes all tensors take in memory."""
-        tensors = [t for pair in self.modules.values() for t in (pair.a, pair.b)] + list(self.head.values())
-        return sum(t.numel() * t.element_size() for t in tensors)
+        tensors = [t for pair in self.modules.values() for t in (pair.a, pair.b, pair.magnitude)]
+        return sum(t.numel() * t.element_size() for t in [*tensors, *self.head.values()] if t is not None)
 
     def to(self, dtype: torch.dtype) -> LoraWeights:
         """Return a copy with pairs in `dtype`, and the head in float32 or wider: it is small and decides the answer."""
-        modules = {n: LoraPair(p.a.to(dtype), p.b.to(dtype), p.scaling) for n, p in self.modules.items()}
         wide = torch.promote_types(dtype, torch.float32)
+        modules = {
+            n: LoraPair(p.a.to(dtype), p.b.to(dtype), p.scaling, None if p.magnitude is None else p.magnitude.to(wide))
+            for n, p in self.modules.items()
+        }
         return LoraWeights(modules, {n: t.to(wide) for n, t in self.head.items()})
 
 
@@ -70,7 +75,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_effect(weights: LoraWeights) -> None:
     """Raise CorruptAdapter where the adapter changes nothing: it would silently be the base."""
-    if weights.head or any(bool(pair.b.any()) and bool(pair.a.any()) for pair in weights.modules.values()):
+    if weights.head or any(_changes(pair) for pair in weights.modules.values()):
         return
     raise CorruptAdapter(
         "the adapter changes nothing: every LoRA update is zero (B or A all zeros) and it has no head; was it trained?"
@@ -91,3 +96,8 @@ def check_fits(weights: LoraWeights, shapes: Mapping[str, tuple[int, int]]) -> N
                 f"module {name!r} of the adapter maps {found[1]} to {found[0]} features, the base's maps "
                 f"{expected[1]} to {expected[0]}; it was made for another base"
             )
+
+
+def _changes(pair: LoraPair) -> bool:
+    """Return whether a pair changes its layer; what a magnitude does is known only beside the base's weights."""
+    return pair.magnitude is not None or (bool(pair.b.any()) and bool(pair.a.any()))

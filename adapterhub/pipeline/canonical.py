@@ -111,6 +111,7 @@ def _rewritten(
         fan_in_fan_out=transposed,
         rank_pattern={name: int(value) for name, value in rank_pattern.items()},
         alpha_pattern=alpha_pattern,
+        dora=config.dora,
     )
 
 

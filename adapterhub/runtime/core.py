@@ -1,86 +1,174 @@
-"""A loaded base: tokenizer, adapters in host memory, and the engine's thread; from fields to events and back."""
+"""A loaded base: tokenizer, adapters' rules, and the engine's thread; from fields to events and back."""
 
 from __future__ import annotations
 
+import logging
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
+from adapterhub.base.features import check_pooling, default_pooling
 from adapterhub.base.load import compute_dtype, load_backbone, load_tokenizer
 from adapterhub.base.source import Base
+from adapterhub.data.prompt import input_field
 from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.data.tokens import check_length, encode_input
+from adapterhub.data.tokens import check_length, encode_continuation, encode_input
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.loop import EngineLoop
-from adapterhub.engine.request import Event, FailedEvent, LogitsEvent, Request, Sampling
+from adapterhub.engine.request import (
+    Ask,
+    Classify,
+    Embed,
+    EmbeddingEvent,
+    Event,
+    FailedEvent,
+    LogitsEvent,
+    Request,
+    ScoresEvent,
+    Sink,
+)
+from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest
+from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
 
 from .adapters import AdapterCache
 from .pending import Pending
+from .sampling import make_sampling
 from .stream import Chunk, GenerationStream
-from .target import GenerationRequest, Prediction, Target
+from .target import Embedding, GenerationRequest, Prediction, Score, Target
+from .threads import choose_threads
 
-DEFAULT_MAX_TOKENS = 256
+log = logging.getLogger(__name__)
 
 Input = str | Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CoreOptions:
+    """How a base is loaded and how large its engine is; AdapterHub says what each means."""
+
+    precision: str = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    resident: int = 32
+    host_bytes: int = 1 << 30
+    prefix_bytes: int = 256 << 20
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What the engine checks itself is found only once the base is in memory.
+        least = {"threads": (self.threads, 1), "resident": (self.resident, 1), "rows": (self.limits.rows, 1)}
+        sizes = {"host_bytes": (self.host_bytes, 0), "prefix_bytes": (self.prefix_bytes, 0)}
+        for name, (value, lowest) in {**least, **sizes}.items():
+            if value is not None and value < lowest:
+                raise UsageError(f"{name} is {value}; it must be at least {lowest}")
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise UsageError(f"the weight of {name!r} is {weight}; it must be above 0 and finite")
 
 
 class LoadedBase:
-    """One base in memory, and the three ways to ask it."""
+    """One base in memory, and the ways to ask it."""
 
-    def __init__(
-        self, base: Base, precision: str, device: str, threads: int | None, limits: Limits, resident: int
-    ) -> None:
+    def __init__(self, base: Base, options: CoreOptions) -> None:
         self.base = base
-        dtype = compute_dtype(precision, device)
+        dtype = compute_dtype(options.precision, options.device)
         self._tokenizer = load_tokenizer(base, require_pad=False)
+        self._weights = options.weights
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        model = load_backbone(base, dtype, device)
+        model = load_backbone(base, dtype, options.device)
         self._stop_ids = _stop_ids(model, self._tokenizer)
-        engine = Engine(model, base.context_length, limits=limits, resident=resident)
-        self.loop = EngineLoop(engine, threads=threads or default_threads())
+        self.threads = choose_threads(options.threads, int(model.config.hidden_size), dtype, options.device)
+        log.info("computing with threads: %d (%s)", self.threads.count, self.threads.reason)
+        engine = Engine(
+            model,
+            base.context_length,
+            limits=options.limits,
+            resident=options.resident,
+            host_bytes=options.host_bytes,
+            prefix_bytes=options.prefix_bytes,
+            fingerprint=base.fingerprint,
+        )
+        self.loop = EngineLoop(engine, threads=self.threads.count)
         self._plain = _base_spec(base, self._tokenizer)
         self._raw = replace(self._plain, prompt=PromptSpec())
 
     def stats(self) -> Mapping[str, float]:
-        """Return the engine's counters."""
-        engine = self.loop.engine
-        return {
-            "running": len(engine.scheduler.running),
-            "waiting": len(engine.scheduler.waiting),
-            "resident_adapters": len(engine.slots.resident),
-            "adapter_loads": engine.slots.loads,
-            "adapter_evictions": engine.slots.evictions,
-            "kv_cache_bytes": engine.runner.cache.bytes if engine.runner.cache else 0,
-        }
+        """Return the engine's numbers, and how many threads compute."""
+        return {**self.loop.engine.stats(), "threads": self.threads.count}
 
-    def start_classification(self, target: Target, given: Input) -> Pending:
+    def start_classification(self, target: Target, given: Input) -> Pending[Prediction]:
         """Queue one text; raises what is wrong with it at once."""
         spec = target.spec
         assert spec is not None
         tokens = encode_input(self._tokenizer, spec, _fields(given, "text"))
         check_length(tokens, spec)
-        request = Request(tuple(tokens), lambda event: receive(event), target.adapter)
-        pending = Pending(on_cancel=lambda: self.loop.cancel(request))
 
-        def receive(event: Event) -> None:
-            if isinstance(event, FailedEvent):
-                pending.give(event.error)
-            elif isinstance(event, LogitsEvent):
-                pending.give(_labelled(spec, event.logits, len(tokens)))
+        def read(event: Event) -> Prediction | None:
+            return _labelled(spec, event.logits, len(tokens)) if isinstance(event, LogitsEvent) else None
 
-        self.loop.submit(request)
-        return pending
+        return self._ask(target, tokens, Classify(), read)
 
-    def start_completion(self, target: Target, options: Mapping[str, Any], given: Input) -> Pending:
+    def pooling(self, asked: str | None) -> str:
+        """Return `asked` where it is known, or the base's default for None; raises InvalidRequest and BaseError."""
+        if asked is None:
+            return default_pooling(self.base)
+        check_pooling(asked)
+        return asked
+
+    def start_embedding(self, target: Target, pooling: str, given: Input) -> Pending[Embedding]:
+        """Queue one text for its vector; raises what is wrong with it at once."""
+        spec, tokens = self._read(target, given)
+        check_length(tokens, spec)
+
+        def read(event: Event) -> Embedding | None:
+            return Embedding(event.vector, len(tokens)) if isinstance(event, EmbeddingEvent) else None
+
+        return self._ask(target, tokens, Embed(pooling), read)
+
+    def start_scores(self, target: Target, asked: tuple[Input, Sequence[str]]) -> Pending[list[Score]]:
+        """Queue one prompt and its continuations; raises what is wrong with them at once."""
+        given, texts = asked
+        if isinstance(texts, str):
+            raise InvalidRequest("the continuations are one text; give a list of texts", param="continuations")
+        if target.spec is not None and target.spec.kind != "generation":
+            raise UnsupportedRequest(
+                f"{target.name!r} is a {target.spec.kind} task; its head scores labels, and no text", param="model"
+            )
+        spec, tokens = self._read(target, given)
+        continuations = tuple(tuple(encode_continuation(self._tokenizer, text)) for text in texts)
+        if not continuations:
+            raise InvalidRequest("there are no continuations to score", param="continuations")
+        longest, limit = max(map(len, continuations)), min(spec.max_length, self.base.context_length)
+        if len(tokens) + longest > limit:
+            raise PromptTooLong(
+                f"the prompt has {len(tokens)} tokens and the longest continuation {longest}; together at most {limit} "
+                "fit",
+                param="prompt",
+            )
+
+        def read(event: Event) -> list[Score] | None:
+            if not isinstance(event, ScoresEvent):
+                return None
+            told = zip(texts, continuations, event.logprobs, strict=True)
+            return [Score(text, math.fsum(each), each, ids, len(tokens)) for text, ids, each in told]
+
+        return self._ask(target, tokens, ScoreContinuations(continuations), read)
+
+    def start_loading(self, target: Target) -> Pending[bool]:
+        """Queue one token, whose answer says that the target's adapter was read, fits the base and is at hand."""
+        token = min(self._stop_ids, default=0)
+        return self._ask(target, (token,), Embed("last"), lambda event: isinstance(event, EmbeddingEvent))
+
+    def start_completion(self, target: Target, options: Mapping[str, Any], given: Input) -> Pending[Prediction]:
         """Queue one prompt for its completion; raises what is wrong with it at once."""
         stream = self.start_generation(target, GenerationRequest(fields=_fields(given, "prompt"), **options))
-        pending = Pending(on_cancel=stream.cancel)
+        pending = Pending[Prediction](on_cancel=stream.cancel)
         parts: list[str] = []
 
         def receive(chunk: Chunk | Exception) -> None:
@@ -105,16 +193,42 @@ class LoadedBase:
         if spec.kind != "generation":
             raise UnsupportedRequest(f"{target.name!r} is a {spec.kind} task; ask it to classify", param="model")
         tokens = self._prompt(spec, request)
-        sampling = self._sampling(spec, request, len(tokens))
+        limit = min(spec.max_length, self.base.context_length)
+        sampling = make_sampling(request, len(tokens), limit, self._stop_ids)
         stream: GenerationStream
 
         def cancel() -> None:
             self.loop.cancel(asked)
 
         stream = GenerationStream(self._tokenizer, len(tokens), request.stop, request.min_tokens, cancel)
-        asked = Request(tuple(tokens), stream.receive, target.adapter, sampling)
+        asked = self._request(target, tokens, sampling, stream.receive)
         self.loop.submit(asked)
         return stream
+
+    def _ask(self, target: Target, tokens: Sequence[int], ask: Ask, read: Callable[[Event], T | None]) -> Pending[T]:
+        """Queue a request that one event answers; `read` makes the answer of it."""
+
+        def receive(event: Event) -> None:
+            if isinstance(event, FailedEvent):
+                pending.give(event.error)
+            elif (answer := read(event)) is not None:
+                pending.give(answer)
+
+        request = self._request(target, tokens, ask, receive)
+        pending = Pending[T](on_cancel=lambda: self.loop.cancel(request))
+        self.loop.submit(request)
+        return pending
+
+    def _request(self, target: Target, tokens: Sequence[int], ask: Ask, sink: Sink) -> Request:
+        """Return the engine's request; a task's versions share its part of the machine, the base has its own."""
+        named = target.task if target.spec is not None else self.base.name
+        weight = 1.0 if named is None else self._weights.get(named, 1.0)
+        return Request(tuple(tokens), sink, ask, target.adapter, target.task, weight)
+
+    def _read(self, target: Target, given: Input) -> tuple[TaskSpec, list[int]]:
+        """Return the rules for an input and its tokens; to the bare base a text is just that, fields are a chat."""
+        spec = target.spec or (self._raw if isinstance(given, str) else self._plain)
+        return spec, encode_input(self._tokenizer, spec, _fields(given, input_field(spec.kind)))
 
     def _prompt(self, spec: TaskSpec, request: GenerationRequest) -> Sequence[int]:
         given = [request.text, request.token_ids, request.messages, request.fields]
@@ -129,45 +243,6 @@ class LoadedBase:
             return encode_input(self._tokenizer, spec, {"messages": request.messages})
         assert request.fields is not None
         return encode_input(self._tokenizer, spec, request.fields)
-
-    def _sampling(self, spec: TaskSpec, request: GenerationRequest, size: int) -> Sampling:
-        """Return the engine's sampling; a limit the request does not give is what fits, at most DEFAULT_MAX_TOKENS."""
-        room = min(spec.max_length, self.base.context_length) - size
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {size} tokens; {spec.max_length} is the most that prompt and answer may take",
-                param="prompt",
-            )
-        wanted = request.max_tokens if request.max_tokens is not None else min(room, DEFAULT_MAX_TOKENS)
-        if wanted > room:
-            raise PromptTooLong(
-                f"the prompt has {size} tokens and max_tokens is {wanted}; together at most {size + room} fit",
-                param="max_tokens",
-            )
-        _check_ranges(request, wanted)
-        return Sampling(
-            max_tokens=wanted,
-            min_tokens=request.min_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            stop_ids=self._stop_ids,
-            ignore_eos=request.ignore_eos,
-            logprobs=request.logprobs,
-        )
-
-
-def default_threads() -> int:
-    """Return torch threads to use: $OMP_NUM_THREADS, else the cores this process may use, one left free above two.
-
-    More threads than free cores collapse throughput by an order of magnitude or two.
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if cores <= 2 else cores - 1
 
 
 def _base_spec(base: Base, tokenizer: Any) -> TaskSpec:
@@ -200,21 +275,3 @@ def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:
     values = torch.softmax(logits, dim=-1).tolist()
     probs = dict(zip(spec.labels, values, strict=True))
     return Prediction(label=spec.labels[int(logits.argmax())], probs=probs, prompt_tokens=tokens)
-
-
-def _check_ranges(request: GenerationRequest, max_tokens: int) -> None:
-    """Raise InvalidRequest naming the first setting outside its range."""
-    checks: tuple[tuple[str, float, bool, str], ...] = (
-        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-        ("min_tokens", request.min_tokens, 0 <= request.min_tokens <= max_tokens, f"from 0 to {max_tokens}"),
-        ("temperature", request.temperature, 0 <= request.temperature < math.inf, "0 or more"),
-        ("top_p", request.top_p, 0 < request.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", request.top_k, request.top_k >= 0, "0 or more"),
-        ("seed", request.seed or 0, -(2**63) <= (request.seed or 0) < 2**63, "a 64-bit integer"),
-        ("logprobs", request.logprobs or 0, 0 <= (request.logprobs or 0) <= 20, "from 0 to 20"),
-    )
-    for name, value, fine, allowed in checks:
-        if not fine:
-            raise InvalidRequest(f"{name} is {value}; it must be {allowed}", param=name)
-    if any(not stop for stop in request.stop):
-        raise InvalidRequest("a stop string is empty; it would stop everything", param="stop")

@@ -6,10 +6,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterhub.base.source import Base, open_base
 from adapterhub.engine.scheduler import Limits
@@ -17,12 +18,14 @@ from adapterhub.errors import AdapterHubError, NameTaken, RefNotFound, Unsupport
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
 
-from .core import Input, LoadedBase
+from .core import CoreOptions, Input, LoadedBase
 from .pending import Pending, start_each
 from .stream import GenerationStream
-from .target import GenerationRequest, ModelInfo, Prediction, Target
+from .target import Embedding, GenerationRequest, ModelInfo, Prediction, Score, Target
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+Given = TypeVar("Given")
 
 # Rows of one call that are in the engine at once: enough to fill its batches, few enough for flat memory.
 WINDOW = 256
@@ -33,6 +36,11 @@ class AdapterHub:
 
     `base` is a name or a Base; None takes the base of `registry`'s first ref asked for. `registry` is a folder, a
     Registry, or None for the usual place. `precision` is "auto", "float32" or "bfloat16".
+
+    `threads` compute; None measures how many are best. `max_rows` requests share a batch, whose rows take at most
+    `cache_tokens` positions of cache. `resident` adapters are ready to run at once, `host_bytes` of others wait in
+    memory, and `prefix_bytes` hold beginnings of prompts that may come again (0: none). `weights` says how much of a
+    busy machine a task gets beside one of weight 1, by the task's name; the bare base goes by its own.
     """
 
     def __init__(
@@ -46,14 +54,26 @@ class AdapterHub:
         max_rows: int = 32,
         cache_tokens: int = 65536,
         resident: int = 32,
+        host_bytes: int = 1 << 30,
+        prefix_bytes: int = 256 << 20,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         located = registry if registry is not None else Registry.locate()
         self.registry = located if isinstance(located, Registry) else Registry(Path(located))
-        self._options = (precision, device, threads, Limits(rows=max_rows, cache_tokens=cache_tokens), resident)
+        self._options = CoreOptions(
+            precision=precision,
+            device=device,
+            threads=threads,
+            limits=Limits(rows=max_rows, cache_tokens=cache_tokens),
+            resident=resident,
+            host_bytes=host_bytes,
+            prefix_bytes=prefix_bytes,
+            weights=dict(weights or {}),
+        )
         self._lock = threading.Lock()
         self._core: LoadedBase | None = None
         if base is not None:
-            self._core = LoadedBase(base if isinstance(base, Base) else open_base(base), *self._options)
+            self._core = LoadedBase(base if isinstance(base, Base) else open_base(base), self._options)
 
     @property
     def base(self) -> Base:
@@ -63,7 +83,9 @@ class AdapterHub:
     def target(self, model: str) -> Target:
         """Return who answers to `model`, a ref or the base's name.
 
-        Raises RefNotFound, BaseMismatch, CorruptAdapter, UnsafeAdapter.
+        Only the small files of a version are read here; its weights are read, and checked against its digest, when it
+        is first asked, and what is wrong with them is raised by that answer. Raises RefNotFound, BaseMismatch,
+        AdapterError, CorruptAdapter, UnsafeAdapter, FileMissing.
         """
         if self._core is not None and model in {self._core.base.name, self._core.base.public_id}:
             self._check_unshadowed(model)
@@ -71,7 +93,14 @@ class AdapterHub:
         version = self.registry.resolve(model)
         core = self._core_for(version)
         found = core.adapters.get(model, version.path, version.digest, version.base, version.base_fingerprint)
-        return Target(model, found.spec, version.digest, version.version, found.adapter)
+        return Target(model, found.spec, version.digest, version.version, found.adapter, version.task)
+
+    def load(self, refs: Iterable[str]) -> None:
+        """Have these adapters read, checked and at hand before anybody asks for them; raises what is wrong with one."""
+        targets = [self.target(ref) for ref in refs]
+        core = self._loaded()
+        for pending in [core.start_loading(target) for target in targets if target.adapter is not None]:
+            pending.wait()
 
     def predict(self, ref: str, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Return one answer an input, in order. A bare text is the field `text`, or `prompt` in generation.
@@ -80,37 +109,74 @@ class AdapterHub:
         """
         return list(self.answers(self.target(ref), inputs, **options))
 
+    def folder(self, folder: Path) -> Target:
+        """Return who answers for an adapter folder that is not published; raises as `target` does."""
+        found = self._loaded().adapters.read(str(folder), folder)
+        return Target(str(folder), found.spec, found.adapter.digest, None, found.adapter)
+
     def predict_folder(self, folder: Path, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Answer as `predict` does with an adapter folder that is not published."""
-        found = self._loaded().adapters.read(str(folder), folder)
-        target = Target(str(folder), found.spec, found.adapter.digest, None, found.adapter)
-        return list(self.answers(target, inputs, **options))
+        return list(self.answers(self.folder(folder), inputs, **options))
 
     def answers(
         self, target: Target, inputs: Iterable[Input], *, cancelled: threading.Event | None = None, **options: Any
     ) -> Iterator[Prediction]:
-        """Yield one answer an input, in order, a bounded number of them running at once.
+        """Return an iterator of one answer an input, in order, a bounded number of them running at once.
 
         An input that cannot be answered raises when its turn comes, after the answers before it. What still runs when
         the caller stops asking, or sets `cancelled`, is given up.
         """
         core = self._loaded()
-        start: Callable[[Any], Pending] = (
+        start: Callable[[Input], Pending[Prediction]] = (
             partial(core.start_classification, target)
             if target.spec is not None and target.spec.kind != "generation"
             else partial(core.start_completion, target, {"temperature": 0.0, **options})
         )
-        running: deque[Pending] = deque()
-        try:
-            for pending in start_each(start, inputs):
-                running.append(pending)
-                while running and (len(running) >= WINDOW or running[0].done):
-                    yield running.popleft().wait(cancelled)
-            while running:
-                yield running.popleft().wait(cancelled)
-        finally:
-            for pending in running:
-                pending.cancel()
+        return _in_order(start, inputs, cancelled)
+
+    def embed(self, ref: str, inputs: Sequence[Input], pooling: str | None = None) -> list[Embedding]:
+        """Return one vector an input, in order, of the base's hidden states as the adapter of `ref` changes them.
+
+        `pooling` is "mean", "last" or "cls" (the first token); None takes what the base's sentence encoder was made
+        with, else the mean. Inputs are read by the task's rules. To the bare base a text stands as it is; fields go
+        through its chat template. Raises InvalidRequest, PromptTooLong, and what `target` raises.
+        """
+        return list(self.embeddings(self.target(ref), inputs, pooling))
+
+    def embeddings(
+        self,
+        target: Target,
+        inputs: Iterable[Input],
+        pooling: str | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[Embedding]:
+        """Yield one vector an input, in order; runs ahead, raises and gives up as `answers` does."""
+        core = self._loaded()
+        start = partial(core.start_embedding, target, core.pooling(pooling))
+        for each in _in_order(start, inputs, cancelled):
+            # A copy outside of the engine's inference mode: a tensor like any other, that holds no batch in memory.
+            yield replace(each, vector=each.vector.clone())
+
+    def score(self, ref: str, prompt: Input, continuations: Sequence[str]) -> list[Score]:
+        """Return how likely each continuation is after the prompt, in order; the prompt is computed once.
+
+        The prompt is read as for a generation: by the task's rules, or to the bare base a text as it is and fields
+        through its chat template. A continuation is tokenised by itself, without special tokens: no token spans the
+        boundary, so a space between the two belongs to the continuation (" Oslo"), and no end of text is scored.
+        Raises InvalidRequest, PromptTooLong, UnsupportedRequest, and what `target` raises.
+        """
+        return next(self.scores(self.target(ref), [(prompt, continuations)]))
+
+    def scores(
+        self,
+        target: Target,
+        asked: Iterable[tuple[Input, Sequence[str]]],
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[list[Score]]:
+        """Yield the scores of each (prompt, continuations), in order; runs ahead, raises and gives up as `answers`."""
+        return _in_order(partial(self._loaded().start_scores, target), asked, cancelled)
 
     def classify(
         self, target: Target, inputs: Sequence[Input], cancelled: threading.Event | None = None
@@ -151,7 +217,7 @@ class AdapterHub:
         return ModelInfo(name, base.name, _seconds(version), target.digest, target.spec.kind)
 
     def stats(self) -> Mapping[str, float]:
-        """Return the engine's counters: rows running and waiting, resident adapters, loads, evictions, cache bytes."""
+        """Return the engine's numbers, such as rows running and waiting, and the threads that compute."""
         return {} if self._core is None else self._core.stats()
 
     def close(self, drain_seconds: float = 0.0) -> None:
@@ -181,8 +247,30 @@ class AdapterHub:
     def _core_for(self, version: Version) -> LoadedBase:
         with self._lock:
             if self._core is None:
-                self._core = LoadedBase(open_base(version.base), *self._options)
+                self._core = LoadedBase(open_base(version.base), self._options)
             return self._core
+
+
+def _in_order(
+    start: Callable[[Given], Pending[T]], inputs: Iterable[Given], cancelled: threading.Event | None
+) -> Iterator[T]:
+    """Yield the answer to each input, WINDOW of them running at once; the rest is given up when the caller stops.
+
+    Raises UsageError for one text in place of several: its letters would be answered one by one.
+    """
+    if isinstance(inputs, str):
+        raise UsageError(f"the inputs are one text, {inputs[:40]!r}; give a list of texts")
+    running: deque[Pending[T]] = deque()
+    try:
+        for pending in start_each(start, inputs):
+            running.append(pending)
+            while running and (len(running) >= WINDOW or running[0].done):
+                yield running.popleft().wait(cancelled)
+        while running:
+            yield running.popleft().wait(cancelled)
+    finally:
+        for pending in running:
+            pending.cancel()
 
 
 def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:

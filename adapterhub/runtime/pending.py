@@ -5,27 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from adapterhub.errors import AdapterHubError, Cancelled
 
-from .target import Prediction
+T = TypeVar("T")
+Given = TypeVar("Given")
 
 # How often a waiter looks whether its asker has gone away.
 _LOOK_SECONDS = 0.05
 
 
 @dataclass
-class Pending:
-    """A prediction in the making: whoever makes it calls `give`, whoever wants it calls `wait`.
+class Pending(Generic[T]):
+    """An answer in the making: whoever makes it calls `give`, whoever wants it calls `wait`.
 
     `on_cancel` tells the maker that nobody wants it any more.
     """
 
     on_cancel: Callable[[], None] = lambda: None
     _done: threading.Event = field(default_factory=threading.Event)
-    _answer: Prediction | Exception | None = None
+    _answer: T | Exception | None = None
 
-    def give(self, answer: Prediction | Exception) -> None:
+    def give(self, answer: T | Exception) -> None:
         """Set the answer; the first one counts."""
         if self._answer is None:
             self._answer = answer
@@ -36,7 +38,7 @@ class Pending:
         """True once there is an answer."""
         return self._done.is_set()
 
-    def wait(self, cancelled: threading.Event | None = None) -> Prediction:
+    def wait(self, cancelled: threading.Event | None = None) -> T:
         """Return the answer or raise the error it ended in; raises Cancelled once `cancelled` is set."""
         if cancelled is None:
             self._done.wait()
@@ -57,12 +59,12 @@ class Pending:
             self.give(Cancelled("the answer is no longer wanted"))
 
 
-def start_each(start: Callable[[object], Pending], inputs: Iterable[object]) -> Iterator[Pending]:
+def start_each(start: Callable[[Given], Pending[T]], inputs: Iterable[Given]) -> Iterator[Pending[T]]:
     """Yield what `start` makes of each input; an error ends the line in its proper place, after what came before it."""
     try:
         for each in inputs:
             yield start(each)
     except AdapterHubError as error:
-        failed = Pending()
+        failed = Pending[T]()
         failed.give(error)
         yield failed

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.request import Adapter
 
@@ -15,6 +17,7 @@ class Target:
     """Who answers: the bare base (no spec, digest, version or adapter) or one version of a task.
 
     `name` is what was asked for. The digest is fixed here, so an alias that moves later does not change the answer.
+    `task` is whose share of the machine the answer takes; None for an adapter that is not published.
     """
 
     name: str
@@ -22,6 +25,7 @@ class Target:
     digest: str | None = None
     version: int | None = None
     adapter: Adapter | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,30 @@ class Prediction:
         key = "label" if self.labels is None else "labels"
         value = self.label if self.labels is None else list(self.labels)
         return {key: value, "probs": dict(self.probs or {})}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A text's vector: [dim], float32 or wider, on the CPU, not normalised."""
+
+    vector: Tensor
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is: `logprob` is the natural logarithm of its probability after the prompt.
+
+    It is the sum of `token_logprobs`, one a token of `token_ids`, each given the prompt and the tokens before it.
+    """
+
+    text: str
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the continuation has; `logprob / tokens` compares ones of different length."""
+        return len(self.token_ids)

@@ -10,8 +10,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 NO_ADAPTER = "none"
 UNKNOWN_ADAPTER = "unknown"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-ROWS = {"running": "running_rows", "waiting": "waiting_rows"}
-COUNTED = frozenset({"adapter_loads", "adapter_evictions"})
+# What a number of the engine is called where its own key would not say what is counted, or not end in the unit.
+NAMES = {
+    "running": "running_rows",
+    "waiting": "waiting_rows",
+    "loading": "loading_adapters",
+    "host_bytes": "host_adapter_bytes",
+    "prefix_tokens_reused": "prefix_reused_tokens",
+    "threads": "compute_threads",
+}
+COUNTED = frozenset({"adapter_loads", "adapter_evictions", "adapter_reads", "prefix_hits", "prefix_tokens_reused"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -28,7 +36,7 @@ class EngineNumbers:
     def collect(self) -> Iterator[Metric]:
         """Yield a metric for each number."""
         for key, value in self._read().items():
-            name = ROWS.get(key, key)
+            name = NAMES.get(key, key)
             family = CounterMetricFamily if key in COUNTED else GaugeMetricFamily
             yield family(f"adapterhub_{name}", f"Engine: {name.replace('_', ' ')}.", value=float(value))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.base.catalog import DEFAULT_BASE
@@ -24,16 +24,28 @@ class HubOptions:
     adapters: tuple[str, ...] = ()
     threads: int | None = None
     max_rows: int = 32
+    resident: int = 32
+    host_bytes: int = 1 << 30
+    prefix_bytes: int = 256 << 20
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_hub(options: HubOptions) -> AdapterHub:
     """Load base and adapters; raises UsageError, and what the hub raises for a base or an adapter it cannot load."""
     registry = Registry(options.registry)
     base = options.base or choose_base(registry, options.adapters)
-    hub = AdapterHub(base, registry, threads=options.threads, max_rows=options.max_rows)
+    hub = AdapterHub(
+        base,
+        registry,
+        threads=options.threads,
+        max_rows=options.max_rows,
+        resident=options.resident,
+        host_bytes=options.host_bytes,
+        prefix_bytes=options.prefix_bytes,
+        weights=options.weights,
+    )
     try:
-        for ref in options.adapters:
-            hub.target(ref)
+        hub.load(options.adapters)
     except BaseException:
         hub.close()
         raise

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.main import run
-from adapterhub.errors import BaseMismatch, RefNotFound, UsageError
+from adapterhub.errors import BaseMismatch, CorruptAdapter, RefNotFound, UsageError
 from adapterhub.registry.store import Registry
 from adapterhub.server.run import is_loopback
 from adapterhub.server.startup import HubOptions, choose_base, open_hub
@@ -42,13 +42,19 @@ def test_serves_until_sigterm(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     published = publish(registry, base, "alpha", tmp_path)
     options = ["--base", str(base.path), "--registry", str(registry.root), "--port", "0", "--adapters", "alpha@1"]
-    command = [sys.executable, "-m", "adapterhub", "serve", *options, "--threads", "1"]
+    options += ["--threads", "1", "--adapter-memory", "64MB", "--prefix-cache", "0", "--max-adapters", "4"]
+    command = [sys.executable, "-m", "adapterhub", "serve", *options, "--weight", "alpha=2"]
     environment = {**os.environ, "ADAPTERHUB_API_KEY": "key"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         try:
             assert child.stdout is not None
             assert child.stderr is not None
-            ready = next(line for line in child.stderr if line.startswith("adapterhub: ready: http://127.0.0.1:"))
+            before: list[str] = []
+            for line in child.stderr:
+                before.append(line)
+                if line.startswith("adapterhub: ready: http://127.0.0.1:"):
+                    break
+            ready = before[-1]
             port = int(ready.rsplit(":", 1)[1])
             answer = ask(port, {"model": "alpha", "prompt": "secret", "max_tokens": 3, "ignore_eos": True})
             child.terminate()
@@ -58,6 +64,7 @@ def test_serves_until_sigterm(tmp_path: Path) -> None:
         finally:
             child.kill()
     assert answer["usage"]["completion_tokens"] == 3
+    assert "computing with threads: 1 (asked for)\n" in before
     (line,) = [json.loads(each) for each in rest.splitlines() if each.startswith("{")]
     assert (line["model"], line["digest"], line["status"]) == ("alpha", published.digest, 200)
     assert "secret" not in rest
@@ -125,6 +132,39 @@ def test_a_failing_start_ends_with_its_message(capsys: pytest.CaptureFixture[str
     code, said = refused(capsys, *options)
     assert code == 1
     assert "alpha" in said
+
+
+def test_an_adapter_that_is_damaged_ends_it(tmp_path: Path) -> None:
+    base, registry = make_base(tmp_path / "base"), Registry(tmp_path / "registry")
+    damaged = publish(registry, base, "alpha", tmp_path).path / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CorruptAdapter, match="hash"):
+        open_hub(HubOptions(registry.root, str(base.path), ("alpha",), threads=1))
+
+
+def test_the_engines_size_is_as_asked(tmp_path: Path) -> None:
+    base, registry = make_base(tmp_path / "base"), Registry(tmp_path / "registry")
+    for seed, name in enumerate(("alpha", "beta", "gamma")):
+        publish(registry, base, name, tmp_path, seed=seed)
+    names = ("alpha", "beta", "gamma")
+    options = HubOptions(registry.root, str(base.path), names, threads=1, resident=2, host_bytes=1, prefix_bytes=0)
+    with open_hub(options) as hub:
+        assert hub.stats()["resident_adapters"] == 2
+        assert hub.stats()["host_adapters"] == 0
+        assert hub.predict("alpha", ["once more " * 10, "once more " * 10], max_tokens=2)
+        assert hub.stats()["prefix_cache_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--adapter-memory", "much"), ("--prefix-cache", "-1"), ("--weight", "alpha"), ("--max-adapters", "0")],
+)
+def test_sizes_that_make_no_sense(
+    arguments: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = refused(capsys, "--registry", str(tmp_path), *arguments)
+    assert code == 2
+    assert arguments[0] in said
 
 
 def test_the_base_is_that_of_the_tasks(tmp_path: Path) -> None:

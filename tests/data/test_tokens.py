@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.data.tokens import check_length, encode_completion, encode_input
+from adapterhub.data.tokens import check_length, encode_completion, encode_continuation, encode_input
 from adapterhub.errors import BaseError, InvalidRequest, PromptTooLong, UnsupportedRequest
 from tests.tiny import byte_tokenizer
 
@@ -41,6 +41,14 @@ def test_input_carries_the_tokenizers_own_special_tokens_and_completions_none() 
     )
     assert encode_input(encoder, spec("classification"), {"text": "ab"}) == [START, *plain_ids("ab"), END]
     assert encode_completion(encoder, "ab") == [*plain_ids("ab"), END]
+    assert encode_continuation(encoder, " ab") == plain_ids(" ab")
+
+
+@pytest.mark.parametrize("text", ["", "\ud800"])
+def test_a_continuation_has_tokens_and_whole_characters(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        encode_continuation(tokenizer, text)
+    assert caught.value.param == "continuations"
 
 
 def test_chat_runs_to_where_the_answer_begins() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from adapterhub.engine.request import Adapter, TokenEvent
+from adapterhub.engine.request import Adapter, Ask, Embed, Sampling, Score, TokenEvent
 from adapterhub.engine.scheduler import Limits
 from adapterhub.errors import CorruptAdapter, InvalidRequest, Overloaded, PromptTooLong, UnsupportedRequest, UsageError
 from adapterhub.lora.weights import LoraWeights
 from tests.adapters import load_peft, load_plain, make_adapter
 from tests.tiny import make_tiny_base
 
-from .support import ALL, DECODERS, Asked, adapter_of, finish, make_engine
+from .stand_ins import settle
+from .support import ALL, DECODERS, Asked, adapter_of, assert_free, finish, make_engine
 
 PROMPTS = [[5, 6, 7, 8, 9], [40, 41], [100, 90, 80, 70, 60, 50, 40, 30, 20], [7] * 30]
 
@@ -107,7 +109,7 @@ def test_rows_join_and_leave_without_touching_others(bases: dict[str, Path], tmp
     finish(engine)
     assert {key: item.tokens for key, item in asked.items()} == alone
     assert engine.slots.evictions > 0
-    assert not engine.scheduler.running
+    assert_free(engine)
 
 
 def test_classification_rides_in_the_same_batch(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -116,7 +118,9 @@ def test_classification_rides_in_the_same_batch(bases: dict[str, Path], tmp_path
     engine = make_engine(bases["llama"], "llama")
     generated = Asked(PROMPTS[0], adapter_of(writer, "llama", labels=False), max_tokens=10)
     engine.add(generated.request)
+    settle(engine.loader)
     engine.step()
+    assert len(generated.tokens) == 1
     sorted_ = [Asked(p, adapter_of(classifier, "llama", labels=True)) for p in PROMPTS]
     finish(engine, *sorted_)
     assert generated.tokens == greedy(load_peft(bases["llama"], writer, None), PROMPTS[0], 10)
@@ -179,6 +183,7 @@ def test_cancelled_rows_leave_at_the_next_step(bases: dict[str, Path]) -> None:
     engine.step()
     gone.request.cancelled = True
     finish(engine)
+    assert_free(engine)
     assert len(gone.events) == 1
     assert stays.tokens == greedy(load_plain(bases["llama"], None), PROMPTS[1], 9)
 
@@ -223,8 +228,41 @@ def test_requests_that_cannot_be_answered(bases: dict[str, Path]) -> None:
     with pytest.raises(Overloaded):
         engine.add(Asked([4], max_tokens=1).request)
     encoder = make_engine(bases["bert"], "bert")
-    with pytest.raises(UnsupportedRequest, match="encoder"):
-        encoder.add(Asked([4], max_tokens=2).request)
+    for ask in (Sampling(2), Score(((5,),))):
+        with pytest.raises(UnsupportedRequest, match="encoder"):
+            encoder.add(Asked([4], None, ask).request)
+    with pytest.raises(PromptTooLong, match="513 tokens; at most 512"):
+        encoder.add(Asked([4] * 513, None, Embed()).request)
+
+
+@pytest.mark.parametrize(
+    ("ask", "weight", "words"),
+    [
+        (Score(()), 1.0, "no continuations"),
+        (Score(((5,), ())), 1.0, "continuation 2 has no tokens"),
+        (Score(((5, 259),)), 1.0, "token id 259"),
+        (Score(((-1,),)), 1.0, "token id -1"),
+        (Score(((5,) * 513,)), 1.0, "the longest continuation 513; together at most 512"),
+        (Embed("max"), 1.0, "pooling is 'max'"),
+        (Embed(), 0.0, "weight is 0.0"),
+        (Embed(), float("inf"), "weight is inf"),
+        (Embed(), float("nan"), "weight is nan"),
+    ],
+)
+def test_asks_that_make_no_sense(bases: dict[str, Path], ask: Ask, weight: float, words: str) -> None:
+    engine = make_engine(bases["llama"], "llama")
+    with pytest.raises(InvalidRequest, match=words):
+        engine.add(Asked([4], None, ask, weight=weight).request)
+    assert not engine.busy
+
+
+def test_what_the_cache_could_never_hold_is_refused(bases: dict[str, Path]) -> None:
+    engine = make_engine(bases["llama"], "llama", limits=Limits(cache_tokens=200))
+    with pytest.raises(PromptTooLong, match="180 tokens and max_tokens 30; together at most 200"):
+        engine.add(Asked([5] * 180, max_tokens=30).request)
+    fits = Asked([5] * 180, max_tokens=20)
+    finish(engine, fits)
+    assert len(fits.tokens) == 20
 
 
 def test_a_bad_seed_fails_alone(bases: dict[str, Path]) -> None:
@@ -246,6 +284,7 @@ def test_classification_passes_a_generation_that_must_wait(bases: dict[str, Path
     label = Asked(PROMPTS[2], adapter_of(classifier, "llama", labels=True))
     for item in (long, waits, label):
         engine.add(item.request)
+    settle(engine.loader)
     engine.step()
     assert label.logits.shape == (4,)
     assert not waits.events
@@ -262,6 +301,7 @@ def test_the_base_passes_adapters_that_wait_for_a_slot(bases: dict[str, Path], t
     bare = Asked(PROMPTS[2], max_tokens=3)
     for item in (writes, *blocked, bare):
         engine.add(item.request)
+    settle(engine.loader)
     for _ in range(3):
         engine.step()
     assert len(bare.tokens) == 3
@@ -299,10 +339,11 @@ def test_a_head_that_does_not_fit_fails_alone(
 ) -> None:
     folder = make_adapter(bases["llama"], tmp_path / "c", "llama", labels=4)
     good = adapter_of(folder, "llama", labels=True)
-    weights = LoraWeights(good.weights.modules, {**good.weights.head, **change})
-    bad = Asked(PROMPTS[0], Adapter("sha256:bad", weights, "last"))
-    odd = Asked(PROMPTS[0], Adapter("sha256:odd", good.weights, "mean"))
-    pooled = Asked(PROMPTS[0], Adapter("sha256:pooled", good.weights, "pooler"))
+    read = good.read()
+    weights = LoraWeights(read.modules, {**read.head, **change})
+    bad = Asked(PROMPTS[0], Adapter("sha256:bad", lambda: weights, "last"))
+    odd = Asked(PROMPTS[0], Adapter("sha256:odd", good.read, "mean"))
+    pooled = Asked(PROMPTS[0], Adapter("sha256:pooled", good.read, "pooler"))
     fine, bare = Asked(PROMPTS[1], good), Asked(PROMPTS[2], max_tokens=3)
     finish(make_engine(bases["llama"], "llama"), bad, odd, pooled, fine, bare)
     assert isinstance(bad.error, CorruptAdapter)
@@ -313,8 +354,19 @@ def test_a_head_that_does_not_fit_fails_alone(
     assert len(bare.tokens) == 3
 
 
-def test_no_slots_or_rows_is_refused(bases: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="at least 1"):
-        make_engine(bases["llama"], "llama", resident=0)
-    with pytest.raises(UsageError, match="at least 1"):
-        make_engine(bases["llama"], "llama", limits=Limits(rows=0))
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"resident": 0},
+        {"host_bytes": -1},
+        {"prefix_bytes": -1},
+        {"limits": Limits(rows=0)},
+        {"limits": Limits(step_tokens=0)},
+        {"limits": Limits(chunk_tokens=0)},
+        {"limits": Limits(cache_tokens=0)},
+        {"limits": Limits(queue=0)},
+    ],
+)
+def test_sizes_that_leave_no_room_are_refused(bases: dict[str, Path], sizes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be at least"):
+        make_engine(bases["llama"], "llama", **sizes)

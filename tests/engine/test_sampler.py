@@ -15,7 +15,7 @@ LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 0.5])
 
 def row(seed: int = 0, **options: object) -> Row:
     sampling = Sampling(max_tokens=9, **options)  # type: ignore[arg-type]
-    return Row(Request((1,), lambda event: None, None, sampling), -1, generator=torch.Generator().manual_seed(seed))
+    return Row(Request((1,), lambda event: None, sampling), -1, generator=torch.Generator().manual_seed(seed))
 
 
 def draws(count: int = 3000, **options: object) -> Counter[int]:
@@ -70,3 +70,11 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float) -> None:
     assert isinstance(fine, TokenEvent)
     assert fine.token == 1
     assert isinstance(broken, FailedEvent)
+
+
+def test_logits_whose_sum_overflows_are_finite_all_the_same() -> None:
+    logits = torch.full((1, 8), 3e38)
+    logits[0, 5] = 3.2e38
+    (event,) = sample(logits, (row(temperature=0.0),))
+    assert isinstance(event, TokenEvent)
+    assert event.token == 5

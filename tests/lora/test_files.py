@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapterhub.errors import AdapterError, CorruptAdapter, FileMissing, UnsafeAdapter
-from adapterhub.lora.config import AdapterConfig, read_config
+from adapterhub.lora.config import AdapterConfig, parse_config, read_config
 from adapterhub.lora.files import read_adapter, read_tensors, write_adapter
 from adapterhub.lora.weights import check_effect, lora_scaling
 from tests.adapters import load_peft, load_plain, make_adapter
@@ -25,9 +25,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base"), "llama")
 
 
-def change_config(folder: Path, **changes: Any) -> None:
+def change_config(folder: Path, **changes: Any) -> Path:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -132,7 +133,7 @@ def test_truncated_weights_and_odd_keys_are_refused(base: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"use_dora": True}, AdapterError, "use_dora"),
+        ({"layer_replication": [[0, 1]]}, AdapterError, "layer_replication"),
         ({"lora_bias": True}, AdapterError, "lora_bias"),
         ({"bias": "all"}, AdapterError, "bias"),
         ({"init_lora_weights": "pissa"}, AdapterError, "pissa"),
@@ -166,3 +167,22 @@ def test_an_adapter_without_effect_is_refused(base: Path, tmp_path: Path) -> Non
     with pytest.raises(CorruptAdapter, match="changes nothing"):
         check_effect(read_adapter(folder))
     check_effect(read_adapter(make_adapter(base, tmp_path / "b", "llama")))
+
+
+def test_magnitudes_and_what_the_configuration_says_of_them_must_agree(base: Path, tmp_path: Path) -> None:
+    folder = make_adapter(base, tmp_path / "a", "llama", dora=True)
+    pairs = read_adapter(folder).modules
+    assert all(pair.magnitude is not None and pair.magnitude.shape == pair.b.shape[:1] for pair in pairs.values())
+    assert parse_config(json.loads(read_config(folder).to_json())).dora
+    change_config(folder, use_dora=False)
+    with pytest.raises(CorruptAdapter, match="use_dora = False"):
+        read_adapter(folder)
+    plain = change_config(make_adapter(base, tmp_path / "b", "llama"), use_dora=True)
+    with pytest.raises(CorruptAdapter, match="no lora_magnitude_vector"):
+        read_adapter(plain)
+    change_config(folder, use_dora=True)
+    tensors = read_tensors(folder)
+    name = next(name for name in tensors if name.endswith("magnitude_vector"))
+    save_file({**tensors, name: torch.ones(3)}, folder / WEIGHTS)
+    with pytest.raises(CorruptAdapter, match="magnitude_vector"):
+        read_adapter(folder)

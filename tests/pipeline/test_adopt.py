@@ -78,6 +78,8 @@ ANSWERED = {
     "alphas": ("llama", None, {"alpha_pattern": {r"^model.layers.1.self_attn.q_proj": 64, "v_proj": 3}}),
     "both patterns": ("mistral", None, {"rank_pattern": {"q_proj": 6}, "alpha_pattern": {"q_proj": 5}}),
     "rslora": ("qwen2", 3, {"use_rslora": True, "r": 16}),
+    "dora": ("llama", None, {"use_dora": True}),
+    "dora classifier": ("gpt2", 3, {"use_dora": True, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
     "dropout": ("llama", None, {"lora_dropout": 0.1}),
     "gpt2": ("gpt2", None, {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
     "gpt2 classifier": ("gpt2", 4, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
@@ -274,7 +276,7 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "dora": ({"use_dora": True}, "use_dora"),
+    "dora without magnitudes": ({"use_dora": True}, "no lora_magnitude_vector"),
     "bias": ({"bias": "lora_only"}, "bias"),
     "lora bias": ({"lora_bias": True}, "lora_bias"),
     "ia3": ({"peft_type": "IA3", "r": None}, "IA3"),

@@ -13,9 +13,12 @@ import torch
 from adapterhub.base.load import load_backbone
 from adapterhub.base.source import Base, open_base
 from adapterhub.engine.engine import Engine
+from adapterhub.engine.request import Adapter
+from adapterhub.engine.scheduler import Limits
 from tests.adapters import load_peft, load_plain, make_adapter
+from tests.engine.direct import Direct
+from tests.engine.reference import Judge
 from tests.engine.support import Asked, adapter_of, finish
-from tests.engine.test_runner import start
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore::FutureWarning")]
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -44,13 +47,17 @@ def test_generation(base: Base, engine: Engine, tmp_path: Path, rank: int, rslor
         base.path, tmp_path / f"g{rank}", "llama", rank=rank, rslora=rslora, targets=TARGETS, scale=0.02
     )
     adapter = adapter_of(folder, "llama", labels=False)
-    outcome = engine.runner.run(start(engine.runner, engine.slots, [Asked(p, adapter, max_tokens=1) for p in PROMPTS]))
+    direct = Direct(engine.runner)
+    rows = [direct.row(prompt, adapter) for prompt in PROMPTS]
+    found = direct.prefill(rows, chunk=16)
+    for row in rows:
+        direct.leave(row)
+    engine.runner.unload(0)
     model = load_peft(base.path, folder, None)
     plain = load_plain(base.path, None)
-    assert outcome.tokens is not None
     expected = [model(input_ids=torch.tensor([p])).logits[0, -1] for p in PROMPTS]
     model = model.merge_and_unload()
-    for row, logits, prompt in zip(outcome.tokens, expected, PROMPTS, strict=True):
+    for row, logits, prompt in zip(found, expected, PROMPTS, strict=True):
         close(row, logits)
         close(row, model(input_ids=torch.tensor([prompt])).logits[0, -1])
         bare = plain(input_ids=torch.tensor([prompt])).logits[0, -1]
@@ -88,3 +95,44 @@ def test_a_mixed_batch_gives_each_row_what_it_gets_alone(base: Base, engine: Eng
         finish(engine, alone)
         assert alone.tokens == item.tokens
     assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_greedy_tokens_of_a_churning_batch_are_the_reference_runners(
+    base: Base, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """A token is right if its logit, as the reference runner sees the text in float32, is within ε of the largest.
+
+    ε is 1e-3 in float32, and in bfloat16 twice what that precision does to the reference runner's own logits.
+    """
+    settings = ((16, False), (4, True), (16, True))
+    folders = [
+        make_adapter(
+            base.path, tmp_path / f"c{i}", "llama", rank=rank, seed=i, rslora=rslora, targets=TARGETS, scale=0.1
+        )
+        for i, (rank, rslora) in enumerate(settings)
+    ]
+    engine = Engine(load_backbone(base, dtype), 512, limits=Limits(rows=4, step_tokens=64, chunk_tokens=24), resident=2)
+    assert engine.runner.identity.startswith("lean/")
+
+    def adapter(index: int, precision: torch.dtype) -> Adapter | None:
+        return None if index < 0 else adapter_of(folders[index], "llama", labels=False, dtype=precision)
+
+    asked = [
+        (prompt, index, Asked(prompt, adapter(index, dtype), max_tokens=8))
+        for prompt in PROMPTS
+        for index in range(-1, len(folders))
+    ]
+    finish(engine, *(item for _, _, item in asked), steps=2000)
+    assert engine.slots.evictions > 0
+    engine.close()
+    wide, same = Judge(load_backbone(base, torch.float32)), Judge(load_backbone(base, dtype))
+    changed = 0
+    for prompt, index, item in asked:
+        text = prompt + item.tokens[:-1]
+        logits = wide.logits(text, adapter(index, torch.float32))
+        moved = (same.logits(text, adapter(index, dtype)) - logits).abs().max()
+        limit = max(1e-3, 2 * float(moved))
+        assert wide.shortfall(prompt, item.tokens, adapter(index, torch.float32)) <= limit, (prompt, index)
+        changed += index >= 0 and wide.shortfall(prompt, item.tokens, None) > limit
+    assert changed > len(asked) // 3  # adapters that say what the base says would prove nothing

@@ -36,27 +36,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 TEXTS = ["where is it", "I am glad", "no!", "thank you so much for the quick help"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return make_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def registry(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    scratch = tmp_path_factory.mktemp("registry")
-    found = Registry(scratch / "registry")
-    publish(found, base, "tone", scratch, kind="classification")
-    publish(found, base, "topics", scratch, kind="multilabel", seed=3)
-    publish(found, base, "writer", scratch, seed=1)
-    return found
-
-
-@pytest.fixture
-def hub(base: Base, registry: Registry) -> Iterator[AdapterHub]:
-    with AdapterHub(base, registry) as found:
-        yield found
-
-
 def plain_logits(base: Base, folder: Path, text: str) -> torch.Tensor:
     ids = byte_tokenizer()(text)["input_ids"]
     with torch.inference_mode():

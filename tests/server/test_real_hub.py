@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.base.source import Base
 from adapterhub.registry.store import Registry
@@ -219,16 +220,63 @@ def test_a_client_that_leaves_frees_its_classifications(served: Served) -> None:
     assert eventually(lambda: served.running_rows() == 0, 1)
 
 
-def test_a_damaged_adapter_fails_alone(served: Served) -> None:
-    damaged = publish(served.registry, served.base, "damaged", served.scratch, seed=30)
-    weights = damaged.path / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "body"),
+    [
+        ("generation", "/v1/completions", {"prompt": "hello"}),
+        ("generation", "/v1/completions", {"prompt": ["hello", "hi"], "stream": True}),
+        ("generation", "/v1/chat/completions", CHAT),
+        ("generation", "/v1/chat/completions", {**CHAT, "stream": True}),
+        ("classification", "/v1/classify", {"input": ["hello", "hi"]}),
+    ],
+)
+def test_a_damaged_adapter_fails_alone(served: Served, kind: str, path: str, body: Any) -> None:
+    """Its weights are read after the request was taken in; the status is still the refusal's, in streams too."""
+    name = f"damaged-{kind}"
+    if name not in served.registry.tasks():
+        damaged = publish(served.registry, served.base, name, served.scratch, kind=kind, seed=30)
+        weights = damaged.path / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     expected = served.text("alpha", "hello")
     with ThreadPoolExecutor(4) as pool:
         fine = [pool.submit(served.text, "alpha", "hello") for _ in range(6)]
-        answer = served.server.post("/v1/completions", {"model": "damaged", "prompt": "hello"})
+        answer = served.server.post(path, {"model": name, **body})
         assert [each.result() for each in fine] == [expected] * 6
-    assert (answer.status, answer.error["code"]) == (422, "corrupt_adapter")
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (422, "corrupt_adapter", "model")
+    assert eventually(lambda: served.running_rows() == 0)
+
+
+def test_missing_weights_are_told_as_such(served: Served) -> None:
+    gone = publish(served.registry, served.base, "gone", served.scratch, seed=31)
+    (gone.path / "adapter_model.safetensors").unlink()
+    for stream in (False, True):
+        answer = served.server.post("/v1/completions", {"model": "gone", "prompt": "hello", "stream": stream})
+        assert (answer.status, answer.error["code"]) == (404, "file_not_found")
+
+
+def test_metrics_tell_the_engines_numbers(served: Served) -> None:
+    served.text("alpha", "hello")
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(served.server.ask("GET", "/metrics").body.decode())
+    }
+    counters = {"adapter_loads", "adapter_evictions", "adapter_reads", "prefix_hits", "prefix_reused_tokens"}
+    gauges = {"running_rows", "waiting_rows", "loading_adapters", "resident_adapters", "host_adapters"}
+    gauges |= {"host_adapter_bytes", "kv_cache_bytes", "prefix_cache_bytes", "compute_threads"}
+    for name in counters | gauges:
+        family = families[f"adapterhub_{name}"]
+        assert family.type == ("counter" if name in counters else "gauge")
+        (sample,) = family.samples
+        assert sample.name == f"adapterhub_{name}" + ("_total" if name in counters else "")
+        assert not sample.labels
+    # Whatever else the engine comes to count is told too, but should be given a type and a name here.
+    assert len(served.hub.stats()) == len(counters | gauges)
+    assert families["adapterhub_compute_threads"].samples[0].value == 1
+    assert families["adapterhub_adapter_loads"].samples[0].value >= 1
+    assert families["adapterhub_host_adapter_bytes"].samples[0].value > 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,0 +1,123 @@
+"""Pooled hidden states of a base, by the plain transformers forward: features of texts, and what the engine is held to.
+
+A text's vector is the mean of its tokens' last hidden states, that of its last token, or that of its first ("cls"). It
+is not normalised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adapterhub.data.task import TaskSpec
+from adapterhub.data.tokens import check_length, encode_input
+from adapterhub.errors import BaseError, InvalidRequest
+
+from .load import load_backbone, load_tokenizer
+from .record import Base
+
+FeaturePooling = Literal["mean", "last", "cls"]
+FEATURE_POOLINGS: tuple[FeaturePooling, ...] = ("mean", "last", "cls")
+
+# What sentence-transformers calls them, in the file that says how a sentence encoder pools.
+_SENTENCE_CONFIG = "1_Pooling/config.json"
+_SENTENCE_MODES: dict[str, FeaturePooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_cls_token": "cls",
+}
+
+
+def pool(states: Tensor, pooling: str) -> Tensor:
+    """Return [dim], float32 or wider, of the last hidden states [tokens, dim] of one text. Raises InvalidRequest."""
+    check_pooling(pooling)
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    if pooling == "mean":
+        return states.mean(dim=0)
+    return states[-1 if pooling == "last" else 0]
+
+
+def check_pooling(pooling: str) -> None:
+    """Raise InvalidRequest for a pooling nobody knows."""
+    if pooling not in FEATURE_POOLINGS:
+        raise InvalidRequest(f"pooling is {pooling!r}; known are {', '.join(FEATURE_POOLINGS)}", param="pooling")
+
+
+def default_pooling(base: Base) -> FeaturePooling:
+    """Return how texts are pooled on this base: as its own sentence-transformers config says, else the mean.
+
+    The mean is what all-MiniLM and most sentence encoders were trained with, and for decoders it says more of a text
+    than the last token, which is about the next word. Raises BaseError where the config names what is not known here.
+    """
+    file = base.path / _SENTENCE_CONFIG
+    if not file.is_file():
+        return "mean"
+    try:
+        record = json.loads(file.read_text("utf-8"))
+        named = [key for key, value in record.items() if key.startswith("pooling_mode") and value]
+    except (ValueError, AttributeError) as error:
+        raise BaseError(f"{file} is not a pooling config: {error}; restore it, or name a pooling") from error
+    if len(named) != 1 or named[0] not in _SENTENCE_MODES:
+        raise BaseError(
+            f"{file} pools by {', '.join(named) or 'nothing'}; name one of {', '.join(FEATURE_POOLINGS)} instead"
+        )
+    return _SENTENCE_MODES[named[0]]
+
+
+def features(
+    base: Base,
+    texts: Iterable[str],
+    pooling: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    batch_tokens: int = 2048,
+) -> Tensor:
+    """Return float32 [texts, dim] on the CPU; `pooling` None is the base's default.
+
+    Texts are read bare, with the tokenizer's own special tokens. Those of like length share a forward, padded and
+    masked, of at most `batch_tokens` tokens with padding (or one text). Raises InvalidRequest for an empty text or an
+    unknown pooling, PromptTooLong for a text beyond the base's context.
+    """
+    pooling = default_pooling(base) if pooling is None else pooling
+    check_pooling(pooling)
+    tokenizer, model = load_tokenizer(base, require_pad=False), load_backbone(base, dtype, device)
+    rules = TaskSpec("generation", base.fingerprint, base.context_length)
+    ids: list[list[int]] = []
+    for index, text in enumerate(texts):
+        ids.append(encode_input(tokenizer, rules, {"prompt": text}))
+        check_length(ids[-1], rules, f"text {index}")
+    # A padded position is masked, so any token will do where the base has none to pad with.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    found = torch.empty(len(ids), model.config.hidden_size)
+    network = getattr(model, model.base_model_prefix, model)
+    for rows in _batches([len(each) for each in ids], batch_tokens):
+        for row, states in zip(rows, _forward(network, [ids[row] for row in rows], pad, device), strict=True):
+            found[row] = pool(states, pooling)
+    return found
+
+
+@torch.inference_mode()
+def _forward(network: Any, ids: Sequence[Sequence[int]], pad: int, device: str | torch.device) -> list[Tensor]:
+    """Return the last hidden states [tokens, dim] of each text."""
+    longest = max(len(each) for each in ids)
+    tokens = torch.tensor([[*each, *[pad] * (longest - len(each))] for each in ids], device=device)
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids], device=device)
+    states = network(input_ids=tokens, attention_mask=mask).last_hidden_state
+    return [row[: len(each)] for row, each in zip(states, ids, strict=True)]
+
+
+def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield indices of texts that run together, the shortest first."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > most:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

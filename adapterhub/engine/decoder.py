@@ -1,0 +1,238 @@
+"""The lean network of the Llama family: frozen weights packed once, few and large operations a layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapterhub.errors import BaseError
+from adapterhub.lora.linear import linear_shapes
+from adapterhub.lora.rows import RowAdapters
+from adapterhub.lora.slabs import LoraSlabs, Stacked
+from adapterhub.lora.weights import LoraPair
+
+from .attention import attend
+from .batch import Batch
+from .frozen import FrozenLinear
+from .network import close_states, example_batch, example_prompts, plain_states
+
+log = logging.getLogger(__name__)
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+# Rotary embeddings whose angles depend on a token's position alone; others change with the length of the text.
+_STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
+_STACKS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """Root mean square normalisation (Zhang and Sennrich 2019), as transformers computes it."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float64:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # transformers normalises in float32 whatever the model's dtype; float64 serves comparisons with it.
+        narrow = x.to(torch.float32)
+        return self.weight * (narrow * torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class _Stack:
+    """Layers that read the same input, their frozen weights stacked, with the resident adapters beside them."""
+
+    def __init__(self, layers: list[nn.Linear], rows: RowAdapters, slots: int) -> None:
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biased = any(layer.bias is not None for layer in layers)
+        self.frozen = FrozenLinear(weight, torch.cat([_bias(layer) for layer in layers]) if biased else None)
+        outs = tuple(layer.out_features for layer in layers)
+        self.slabs = LoraSlabs(layers[0].in_features, outs, weight.dtype, weight.device, slots)
+        self._rows = rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return [rows, sum of out] for `x` [rows, in]."""
+        y = self.frozen(x)
+        if self._rows.active:
+            self.slabs.add(y, x, self._rows, self.frozen.bias)
+        return y
+
+
+class _Layer:
+    """One transformer layer."""
+
+    def __init__(self, index: int, layer: Any, config: Any, rows: RowAdapters, slots: int) -> None:
+        self._index = index
+        self.stacks = tuple(_Stack([layer.get_submodule(name) for name in names], rows, slots) for names in _STACKS)
+        self._before, self._between = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        attention = layer.self_attn
+        self._q_norm, self._k_norm = (
+            _norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
+        )
+        self._act: Callable[[Tensor], Tensor] = layer.mlp.act_fn
+        self._dim = int(attention.head_dim)
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._scale, self._window = float(attention.scaling), _window(attention, config)
+
+    def __call__(self, x: Tensor, batch: Batch, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the residual stream [tokens, hidden] after this layer; `x` may be written over."""
+        qkv, out, gate_up, down = self.stacks
+        q, k, v = self._split(qkv(self._before(x)), angles)
+        x.add_(out(attend(batch, self._index, q, k, v, self._scale, self._window)))
+        gate, up = gate_up(self._between(x)).chunk(2, dim=-1)
+        return x.add_(down(self._act(gate).mul_(up)))
+
+    def _split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [tokens, heads, dim], the first two turned by their positions."""
+        heads = qkv.view(qkv.shape[0], -1, self._dim)
+        both = heads[:, : self._heads + self._kv_heads]
+        if self._q_norm is not None and self._k_norm is not None:
+            both = torch.cat([self._q_norm(both[:, : self._heads]), self._k_norm(both[:, self._heads :])], dim=1)
+        both = _rotated(both, angles)
+        return both[:, : self._heads], both[:, self._heads :], heads[:, self._heads + self._kv_heads :]
+
+
+class LeanDecoder:
+    """Llama, Mistral, Qwen2, Qwen3 and what is built like them (SmolLM); raises ValueError for anything else.
+
+    The model's weights are moved into the packed form layer by layer and taken out of `model`, which is of no further
+    use; where ValueError is raised it is untouched.
+    """
+
+    kind = "lean"
+
+    def __init__(self, model: Any, slots: int) -> None:
+        config, backbone = model.config, model.base_model
+        _check_family(config)
+        parameter = next(model.parameters())
+        self._dtype, device = parameter.dtype, parameter.device
+        example = example_batch(example_prompts(int(config.vocab_size)), device, causal=True)
+        states = plain_states(backbone, example)
+        self.shapes = linear_shapes(backbone)
+        self._rows = RowAdapters()
+        self._embedding: Tensor = backbone.embed_tokens.weight
+        # Angles as the model itself computes them: that covers every static scaling of rotary embeddings.
+        span = torch.arange(int(config.max_position_embeddings), device=device)
+        cos, sin = backbone.rotary_emb(self._embedding[:1], span[None])
+        half = cos.shape[-1] // 2
+        self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self._norm, self._depth = _norm(backbone.norm), len(backbone.layers)
+        self._layers: list[_Layer] = []
+        for index, layer in enumerate(backbone.layers):
+            self._layers.append(_Layer(index, layer, config, self._rows, slots))
+            if index == 0 and not self._agrees(example, states[1]):
+                raise ValueError(f"the first layer of this {config.model_type!r} computes something else")
+            _empty(layer)
+        self._stacks = {
+            (f"layers.{index}.{names[0]}", tuple(f"layers.{index}.{name}" for name in names)): stack
+            for index, layer in enumerate(self._layers)
+            for names, stack in zip(_STACKS, layer.stacks, strict=True)
+        }
+        output = model.get_output_embeddings()
+        self._output = FrozenLinear(output.weight, output.bias)
+        if output.weight is not self._embedding:
+            _empty(output)
+        # In 16 bits rounding alone makes forwards of many layers differ; there the first layer speaks for all.
+        if torch.finfo(self._dtype).bits > 16 and not self._agrees(example, states[-1]):
+            raise BaseError(f"the lean forward of this {config.model_type!r} base differs from the plain one")
+
+    def stack(self, modules: Mapping[str, LoraPair]) -> Mapping[str, Stacked]:
+        """Return an adapter's matrices by the first layer of each stack; raises CorruptAdapter as LoraSlabs does."""
+        found = {}
+        for (first, names), stack in self._stacks.items():
+            pairs = {i: modules[name] for i, name in enumerate(names) if name in modules}
+            if pairs:
+                found[first] = stack.slabs.stack(pairs, stack.frozen)
+        return found
+
+    def put(self, slot: int, stacks: Mapping[str, Stacked]) -> None:
+        """Write an adapter's matrices at a slot."""
+        for (first, _), stack in self._stacks.items():
+            if first in stacks:
+                stack.slabs.put(slot, stacks[first])
+            else:
+                stack.slabs.drop(slot)
+
+    def drop(self, slot: int) -> None:
+        """Free a slot."""
+        for stack in self._stacks.values():
+            stack.slabs.drop(slot)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the last hidden states [tokens, dim] of the line."""
+        self._rows.assign(batch.segments(), self._embedding.device)
+        return self._norm(self._stream(batch))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [rows, vocabulary] for hidden states [rows, dim]."""
+        return self._output(hidden)
+
+    def _stream(self, batch: Batch) -> Tensor:
+        """Return the residual stream [tokens, hidden] after the layers there are."""
+        x = self._embedding.index_select(0, batch.tokens)
+        angles = (
+            self._cos.index_select(0, batch.positions)[:, None],
+            self._sin.index_select(0, batch.positions)[:, None],
+        )
+        for layer in self._layers:
+            x = layer(x, batch, angles)
+        return x
+
+    @torch.inference_mode()
+    def _agrees(self, example: Batch, expected: Tensor) -> bool:
+        """Return whether what is built so far gives the states that the model itself gave."""
+        whole = len(self._layers) == self._depth
+        return close_states(self.forward(example) if whole else self._stream(example), expected)
+
+
+def _check_family(config: Any) -> None:
+    """Raise ValueError where a config asks for what this forward does not compute."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"bases of type {config.model_type!r} are not of the Llama family")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in _STATIC_ROPE:
+        raise ValueError(f"rotary embeddings of type {rope!r} change with the length of the text")
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    """Return the sliding window of an attention layer: its own where it knows one, else Mistral's for all layers."""
+    if hasattr(attention, "sliding_window"):
+        found = attention.sliding_window
+    else:
+        found = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    return None if found is None else int(found)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+
+
+def _norm(module: Any) -> _Norm:
+    return _Norm(module.weight.data, float(module.variance_epsilon))
+
+
+def _empty(module: nn.Module) -> None:
+    """Let go of a module's weights: they live on in packed form."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
+def _rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Return queries or keys [tokens, heads, dim] turned by their positions (RoPE, Su et al. 2021).
+
+    `angles` are cosine and sine [tokens, 1, dim], the sine's first half negated, so that swapping halves is all that is
+    left of the rotation.
+    """
+    cos, sin = angles
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -1,0 +1,42 @@
+"""Between rows and the prefix cache: what a row takes from it, and what it leaves behind."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .kv_cache import KVCache
+from .prefix_cache import Namespace, PrefixCache
+from .request import Row
+
+
+class PrefixReuse:
+    """Saves rows the beginnings of prompts that an earlier row of the same adapter ran.
+
+    `fingerprint` and `identity` say on which base and in which arithmetic the states were computed.
+    """
+
+    def __init__(self, kept: PrefixCache, cache: KVCache | None, fingerprint: str, identity: str) -> None:
+        self._kept, self._cache = kept, cache
+        self._fingerprint, self._identity = fingerprint, identity
+
+    def restore(self, row: Row) -> None:
+        """Write what is known of the row's prompt into its place; the row goes on from there."""
+        assert self._cache is not None
+        assert row.place is not None
+        states = self._kept.match(self._namespace(row), row.request.tokens)
+        if states is not None:
+            self._cache.write(row.place, 0, states)
+            row.computed = states.shape[3]
+
+    def keep(self, row: Row) -> None:
+        """Copy the row's prompt, and of its answer what already ran (all but the last token), while it has its place.
+
+        Only for rows whose logits were finite: what a broken adapter computed is handed on to nobody.
+        """
+        assert self._cache is not None
+        assert row.place is not None
+        tokens = row.request.tokens + tuple(row.output[:-1])
+        self._kept.add(self._namespace(row), tokens, partial(self._cache.read, row.place))
+
+    def _namespace(self, row: Row) -> Namespace:
+        return Namespace(self._fingerprint, self._identity, row.request.digest)
