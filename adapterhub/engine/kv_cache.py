@@ -60,8 +60,8 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes the blocks take."""
-        return sum(block.data.numel() * block.data.element_size() for block in self._blocks.values())
+        """Bytes the blocks take; other threads may ask."""
+        return sum(block.data.numel() * block.data.element_size() for block in list(self._blocks.values()))
 
     def could(self, room: int) -> bool:
         """Return whether a row of `room` positions fits into an empty cache."""
