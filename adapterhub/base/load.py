@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -54,6 +55,12 @@ def load_tokenizer(base: Base, pad_token: str | None = None, *, require_pad: boo
             f"base {base.name!r} has no pad token; name one of its tokens as pad_token in the recipe{close}"
         )
     return tokenizer
+
+
+def load_hidden_size(base: Base) -> int:
+    """Return the width of the base's hidden states, from its configuration alone."""
+    with _quiet(), _as_base_error(base, "configuration"):
+        return int(AutoConfig.from_pretrained(base.path, **_SAFE).hidden_size)
 
 
 def load_backbone(base: Base, dtype: torch.dtype, device: str | torch.device = "cpu", attention: str = "sdpa") -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterhub.errors import BaseError
@@ -43,11 +42,14 @@ class _Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float64:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # transformers normalises in float32 whatever the model's dtype; float64 serves comparisons with it.
-        narrow = x.to(torch.float32)
-        return self.weight * (narrow * torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        if x.dtype == torch.float64:
+            # transformers normalises in float32 whatever the model's dtype; float64 serves comparisons with it.
+            narrow = x.to(torch.float32)
+            return self.weight * (narrow * torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        # Two passes over the states where F.rms_norm takes five.
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return torch.mul(x, scale.to(x.dtype)).mul_(self.weight)
 
 
 class _Stack:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -17,25 +18,31 @@ from adapterhub.errors import Cancelled
 from .engine import Engine
 from .request import FailedEvent, Request
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class EngineLoop:
     """Runs an engine in one daemon thread. Its methods may be called from any thread.
 
-    Sinks are called from the engine's thread and must be quick.
+    `make` loads the base and builds the engine, in that thread too: a second thread that computes, be it only to load,
+    leaves workers of its own behind, and where those outnumber the cores GNU OpenMP puts all of them to sleep after
+    every operation, which costs a third of the speed. Sinks are called from the engine's thread and must be quick.
     """
 
-    def __init__(self, engine: Engine, *, threads: int | None = None) -> None:
-        self.engine = engine
-        self._threads = threads
+    engine: Engine
+
+    def __init__(self, make: Callable[[], Engine], *, threads: int | None = None) -> None:
+        """Block until the engine is built; raises what `make` raises."""
+        self._make, self._threads = make, threads
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._deadline = 0.0
-        engine.listen(partial(self._inbox.put, None))
-        self._thread = threading.Thread(target=self._run, name="adapterhub-engine", daemon=True)
+        built: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._run, args=(built,), name="adapterhub-engine", daemon=True)
         self._thread.start()
+        self.engine = built.result()
 
     def submit(self, request: Request) -> None:
         """Check a request here (its errors rise in the caller) and hand it over; raises Cancelled once closed."""
@@ -54,7 +61,7 @@ class EngineLoop:
     def pin(self, digest: str) -> None:
         """Keep an adapter resident once it is loaded. Blocks, so not for sinks; raises as Engine.pin does."""
         done: Future[None] = Future()
-        self._put(partial(_answer, done, partial(self.engine.pin, digest)))
+        self._put(partial(_settle, done, partial(self.engine.pin, digest)))
         done.result()
 
     def unpin(self, digest: str) -> None:
@@ -76,29 +83,35 @@ class EngineLoop:
                 raise Cancelled("the engine is stopping")
             self._inbox.put(job)
 
-    def _run(self) -> None:
+    def _run(self, built: Future[Engine]) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        _settle(built, self._make)
+        if built.exception() is None:
+            self._serve(built.result())
+
+    def _serve(self, engine: Engine) -> None:
+        engine.listen(partial(self._inbox.put, None))
         ran = False
         try:
-            while not self._closing.is_set() or (self._pending() and time.monotonic() < self._deadline):
+            while not self._closing.is_set() or (self._pending(engine) and time.monotonic() < self._deadline):
                 # A step that ran nothing is waiting for what comes through the inbox: requests, or the loader's news.
                 self._take(block=not ran)
                 try:
-                    ran = self.engine.step()
+                    ran = engine.step()
                 except Exception as error:  # a fault of ours must not leave askers waiting for ever
                     log.exception("the engine's step failed")
-                    self.engine.fail_all(error)
+                    engine.fail_all(error)
         finally:
             # However the thread ends, nobody may submit to it any more or go on waiting for it.
             with self._lock:
                 self._closing.set()
             self._take(block=False)
-            self.engine.fail_all(Cancelled("the engine stopped before the answer was complete"))
-            self.engine.close()
+            engine.fail_all(Cancelled("the engine stopped before the answer was complete"))
+            engine.close()
 
-    def _pending(self) -> bool:
-        return self.engine.busy or not self._inbox.empty()
+    def _pending(self, engine: Engine) -> bool:
+        return engine.busy or not self._inbox.empty()
 
     def _take(self, *, block: bool) -> None:
         """Do what lies in the inbox; with `block`, wait for something to do, at most to the deadline once closing."""
@@ -125,10 +138,8 @@ class EngineLoop:
             request.tell(FailedEvent(error))
 
 
-def _answer(done: Future[None], job: Callable[[], None]) -> None:
+def _settle(done: Future[T], job: Callable[[], T]) -> None:
     try:
-        job()
-    except Exception as error:
+        done.set_result(job())
+    except BaseException as error:  # somebody waits for it, whatever it is
         done.set_exception(error)
-    else:
-        done.set_result(None)

@@ -49,13 +49,14 @@ class Group:
             return x[self.start : self.start + count * self.height].view(count, self.height, -1)
         return x.index_select(0, self.rows).view(count, self.height, -1)
 
-    def give(self, y: Tensor, update: Tensor) -> None:
-        """Add `update` [slots, height, features] to its rows of `y` [rows, features]."""
-        flat = update.reshape(-1, update.shape[-1])
+    def give(self, y: Tensor, first: int, last: int, update: Tensor) -> None:
+        """Add `update` [slots, height, last - first] to its rows of `y` [rows, features], in columns [first, last)."""
+        flat = update.view(-1, last - first)
         if self.start is not None:
-            y[self.start : self.start + flat.shape[0]].add_(flat)
+            y[self.start : self.start + flat.shape[0], first:last].add_(flat)
         else:
-            y.index_add_(0, self.targets, flat if self.real is None else flat.index_select(0, self.real))
+            found = flat if self.real is None else flat.index_select(0, self.real)
+            y[:, first:last].index_add_(0, self.targets, found)
 
 
 class RowAdapters:

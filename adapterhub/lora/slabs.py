@@ -56,6 +56,10 @@ class Frozen(Protocol):
         """Return x W^T [rows, sum of outs] without bias."""
 
 
+# Columns [low, high) of the rank activations, columns [first, last) of the output, and B of the window's slots.
+_Part = tuple[int, int, int, int, Tensor]
+
+
 @dataclass
 class _Slab:
     """Adapters of equal ranks: `a` [slots, sum of ranks, in]; for each layer with a rank, `b` [slots, rank, out].
@@ -65,7 +69,22 @@ class _Slab:
 
     a: Tensor
     b: tuple[Tensor | None, ...]
+    outs: tuple[int, ...]
     present: frozenset[int] = field(default_factory=frozenset)
+    _windows: dict[tuple[int, int], tuple[Tensor, list[_Part]]] = field(default_factory=dict)
+
+    def window(self, low: int, high: int) -> tuple[Tensor, list[_Part]]:
+        """Return A^T [slots, in, sum of ranks] and the parts of B for slots [low, high): views, made once."""
+        found = self._windows.get((low, high))
+        if found is None:
+            parts, rank, column = [], 0, 0
+            for b, out in zip(self.b, self.outs, strict=True):
+                if b is not None:
+                    parts.append((rank, rank + b.shape[1], column, column + out, b[low:high]))
+                    rank += b.shape[1]
+                column += out
+            found = self._windows[low, high] = self.a[low:high].transpose(1, 2), parts
+        return found
 
 
 class LoraSlabs:
@@ -138,36 +157,30 @@ class LoraSlabs:
 
         `bias` [sum(outs)] is what `y` holds of the layers' own biases.
         """
-        for ranks, slab in self._slabs.items():
+        for slab in self._slabs.values():
             if slab.present.isdisjoint(rows.active):
                 continue
             for segment in rows.segments:
                 if segment.slot in slab.present:
-                    self._add_segment(y, x, slab, ranks, segment)
+                    self._add_segment(y, x, slab, segment)
             for group in rows.groups(slab.present):
-                self._add_group(y, x, slab, ranks, group)
+                self._add_group(y, x, slab, group)
         for slot in self._gains.keys() & rows.active:
             for index in rows.of(slot):
                 scaled = (y[index] if bias is None else y[index] - bias) * self._gains[slot]
                 y[index] = scaled if bias is None else scaled + bias
 
-    def _add_segment(self, y: Tensor, x: Tensor, slab: _Slab, ranks: tuple[int, ...], segment: Segment) -> None:
-        z = x[segment.start : segment.stop] @ slab.a[segment.slot].T
-        low = column = 0
-        for rank, out, b in zip(ranks, self._outs, slab.b, strict=True):
-            if b is not None:
-                part = y[segment.start : segment.stop, column : column + out]
-                part.addmm_(z[:, low : low + rank], b[segment.slot])
-            low, column = low + rank, column + out
+    def _add_segment(self, y: Tensor, x: Tensor, slab: _Slab, segment: Segment) -> None:
+        a, parts = slab.window(segment.slot, segment.slot + 1)
+        z = x[segment.start : segment.stop] @ a[0]
+        for low, high, first, last, b in parts:
+            y[segment.start : segment.stop, first:last].addmm_(z[:, low:high], b[0])
 
-    def _add_group(self, y: Tensor, x: Tensor, slab: _Slab, ranks: tuple[int, ...], group: Group) -> None:
-        z = torch.bmm(group.take(x), slab.a[group.low : group.high].transpose(1, 2))
-        low = column = 0
-        for rank, out, b in zip(ranks, self._outs, slab.b, strict=True):
-            if b is not None:
-                update = torch.bmm(z[:, :, low : low + rank], b[group.low : group.high])
-                group.give(y[:, column : column + out], update)
-            low, column = low + rank, column + out
+    def _add_group(self, y: Tensor, x: Tensor, slab: _Slab, group: Group) -> None:
+        a, parts = slab.window(group.low, group.high)
+        z = torch.bmm(group.take(x), a)
+        for low, high, first, last, b in parts:
+            group.give(y, first, last, torch.bmm(z[:, :, low:high], b))
 
     def _gain(self, pairs: Mapping[int, LoraPair], frozen: Frozen) -> Tensor:
         """Return each output's magnitude over the norm of its changed weight row: [sum(outs)], one where there is none.
@@ -202,7 +215,7 @@ class LoraSlabs:
             torch.empty(room, rank, out, dtype=self._dtype, device=self._device) if rank else None
             for rank, out in zip(ranks, self._outs, strict=True)
         )
-        fresh = _Slab(a, b)
+        fresh = _Slab(a, b, self._outs)
         if slab is not None:
             fresh.present = slab.present
             for old, new in zip((slab.a, *slab.b), (a, *b), strict=True):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from adapterhub.base.features import check_pooling, default_pooling
-from adapterhub.base.load import compute_dtype, load_backbone, load_tokenizer
+from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size, load_tokenizer
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
 from adapterhub.data.task import PromptSpec, TaskSpec
@@ -81,20 +81,24 @@ class LoadedBase:
         self._tokenizer = load_tokenizer(base, require_pad=False)
         self._weights = options.weights
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        model = load_backbone(base, dtype, options.device)
-        self._stop_ids = _stop_ids(model, self._tokenizer)
-        self.threads = choose_threads(options.threads, int(model.config.hidden_size), dtype, options.device)
+        self.threads = choose_threads(options.threads, load_hidden_size(base), dtype, options.device)
         log.info("computing with threads: %d (%s)", self.threads.count, self.threads.reason)
-        engine = Engine(
-            model,
-            base.context_length,
-            limits=options.limits,
-            resident=options.resident,
-            host_bytes=options.host_bytes,
-            prefix_bytes=options.prefix_bytes,
-            fingerprint=base.fingerprint,
-        )
-        self.loop = EngineLoop(engine, threads=self.threads.count)
+        self._stop_ids: frozenset[int] = frozenset()
+
+        def make() -> Engine:
+            model = load_backbone(base, dtype, options.device)
+            self._stop_ids = _stop_ids(model, self._tokenizer)
+            return Engine(
+                model,
+                base.context_length,
+                limits=options.limits,
+                resident=options.resident,
+                host_bytes=options.host_bytes,
+                prefix_bytes=options.prefix_bytes,
+                fingerprint=base.fingerprint,
+            )
+
+        self.loop = EngineLoop(make, threads=self.threads.count)
         self._plain = _base_spec(base, self._tokenizer)
         self._raw = replace(self._plain, prompt=PromptSpec())
 

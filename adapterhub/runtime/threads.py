@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapterhub.engine.frozen import FrozenLinear
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 # More threads must win by this much: they take cores from everybody else.
 WORTH = 1.1
-_SECONDS, _ROUNDS = 0.4, 12
+_SECONDS, _ROUNDS = 0.6, 2
 # Beyond this width one product is long enough to tell, and several would take seconds.
-_ROWS, _WIDEST, _CHAIN_BYTES, _MOST_PAIRS = 8, 4096, 16 << 20, 16
+_ROWS, _WIDEST, _CHAIN_BYTES, _MOST_PAIRS = 16, 4096, 32 << 20, 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def choose_threads(
         return ThreadChoice(offered[0], "one core is usable")
     if torch.device(device).type != "cpu":
         return ThreadChoice(offered[-1], f"{cores} cores are usable")
-    took = measure(offered, decode_chain(hidden_size, dtype))
+    took = measure(offered, lambda: decode_chain(hidden_size, dtype))
     told = ", ".join(f"{took[count] * 1e3:.1f} ms with {count}" for count in sorted(took))
     return ThreadChoice(pick(took), f"measured on {cores} usable cores: {told}")
 
@@ -91,23 +93,25 @@ def pick(took: Mapping[int, float]) -> int:
     return min(count for count, seconds in took.items() if seconds <= best * WORTH)
 
 
-def measure(counts: Sequence[int], work: Callable[[], object]) -> dict[int, float]:
-    """Return the median seconds of `work` with each number of torch threads, in turns so that noise meets all alike.
+def measure(counts: Sequence[int], make: Callable[[], Callable[[], object]]) -> dict[int, float]:
+    """Return the median seconds of the work that `make` returns with each number of torch threads, tried in turns.
 
-    It runs in a thread of its own, whose pool of workers ends with it, and puts back what torch was set to: the number
-    of threads is partly the calling thread's, partly the process's.
+    A change of threads ends and starts workers, so each number gets a stretch of time, of which the first passes do not
+    count. All of it, `make` too, runs in a thread of its own, whose pool of workers ends with it, and puts back what
+    torch was set to: the number of threads is partly the calling thread's, partly the process's.
     """
     took: dict[int, list[float]] = {count: [] for count in counts}
     before = torch.get_num_threads()
+    stretch = _SECONDS / (_ROUNDS * len(counts))
 
     def run() -> None:
-        end = time.perf_counter() + _SECONDS
         try:
+            work = make()
             for turn in range(_ROUNDS * len(counts)):
-                if turn >= len(counts) and time.perf_counter() > end:
-                    break
                 count = counts[turn % len(counts)]
-                took[count].append(_timed(count, work))
+                torch.set_num_threads(count)
+                with torch.inference_mode():
+                    took[count] += _passes(work, stretch)
         finally:
             torch.set_num_threads(before)
 
@@ -125,25 +129,29 @@ def decode_chain(hidden_size: int, dtype: torch.dtype) -> Callable[[], Tensor]:
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.full((rows, columns), 1 / columns, dtype=dtype)
 
-    weights = [(matrix(2 * width, width), matrix(width, 2 * width)) for _ in range(pairs)]
+    weights = [(FrozenLinear(matrix(2 * width, width)), FrozenLinear(matrix(width, 2 * width))) for _ in range(pairs)]
     start = matrix(_ROWS, width)
 
     def run() -> Tensor:
         rows = start
         for up, down in weights:
-            rows = rows + F.linear(F.silu(F.linear(rows, up)), down)
+            rows = rows + down(F.silu(up(rows)))
         return rows
 
     return run
 
 
-def _timed(count: int, work: Callable[[], object]) -> float:
-    torch.set_num_threads(count)
-    with torch.inference_mode():
-        work()  # workers start, kernels are made
+def _passes(work: Callable[[], object], seconds: float) -> list[float]:
+    """Return what passes took in the second half of a stretch of time; one pass at least."""
+    begin = time.perf_counter()
+    took: list[float] = []
+    while not took or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         work()
-        return time.perf_counter() - start
+        end = time.perf_counter()
+        if start - begin > seconds / 2:
+            took.append(end - start)
+    return took
 
 
 def _quota(file: Path) -> float | None:

@@ -34,7 +34,7 @@ class Asker:
 
 
 def test_answers_arrive_and_wrong_requests_rise_in_the_caller(base: Path) -> None:
-    loop = EngineLoop(make_engine(base, "llama"), threads=1)
+    loop = EngineLoop(lambda: make_engine(base, "llama"), threads=1)
     asker = Asker(3)
     loop.submit(asker.request)
     finishes = [event.finish for event in (asker.next() for _ in range(3)) if isinstance(event, TokenEvent)]
@@ -47,7 +47,7 @@ def test_answers_arrive_and_wrong_requests_rise_in_the_caller(base: Path) -> Non
 
 
 def test_a_sink_that_raises_costs_others_nothing(base: Path) -> None:
-    loop = EngineLoop(make_engine(base, "llama"), threads=1)
+    loop = EngineLoop(lambda: make_engine(base, "llama"), threads=1)
 
     def broken(event: Event) -> None:
         raise RuntimeError("a sink")
@@ -61,7 +61,7 @@ def test_a_sink_that_raises_costs_others_nothing(base: Path) -> None:
 
 def test_a_step_that_fails_tells_all_and_the_engine_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(base, "llama")
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     run = engine.runner.run
     monkeypatch.setattr(engine.runner, "run", lambda plan: (_ for _ in ()).throw(RuntimeError("no memory")))
     first = Asker(3)
@@ -80,7 +80,7 @@ def test_a_fault_outside_the_forward_ends_all_and_the_engine_goes_on(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(base, "llama")
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     with monkeypatch.context() as patched:
         patched.setattr(engine.scheduler, "schedule", lambda: (_ for _ in ()).throw(KeyError("a bug")))
         patched.setattr(engine, "unpin", lambda digest: (_ for _ in ()).throw(KeyError("another")))
@@ -99,7 +99,7 @@ def test_a_fault_outside_the_forward_ends_all_and_the_engine_goes_on(
 
 def test_a_full_queue_is_told_to_the_one_who_came_last(base: Path) -> None:
     engine, disk = make_engine(base, "llama", limits=Limits(queue=1)), RealDisk()
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     disk.gate.clear()
     waits, late = ColdAsker(disk, "cold"), Asker(1)
     loop.submit(waits.request)
@@ -119,7 +119,7 @@ def test_a_thread_that_dies_wakes_those_who_wait(base: Path, monkeypatch: pytest
     def die() -> None:
         raise SystemExit
 
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     monkeypatch.setattr(engine, "step", die)
     asker = Asker(3)
     loop.submit(asker.request)
@@ -160,7 +160,7 @@ def test_the_loop_sleeps_while_an_adapter_loads_and_wakes_when_it_is_there(
 ) -> None:
     engine, disk = make_engine(base, "llama"), RealDisk()
     steps, idle = watch(engine, monkeypatch)
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     disk.gate.clear()
     cold, other = ColdAsker(disk, "cold"), Asker(1)
     loop.submit(cold.request)
@@ -179,7 +179,7 @@ def test_the_loop_sleeps_while_an_adapter_loads_and_wakes_when_it_is_there(
 def test_giving_up_while_an_adapter_loads_wakes_the_loop(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, disk = make_engine(base, "llama"), RealDisk()
     steps, idle = watch(engine, monkeypatch)
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     disk.gate.clear()
     cold = ColdAsker(disk, "cold")
     loop.submit(cold.request)
@@ -197,7 +197,7 @@ def test_giving_up_while_an_adapter_loads_wakes_the_loop(base: Path, monkeypatch
 
 def test_closing_ends_those_whose_adapter_is_still_loading(base: Path) -> None:
     engine, disk = make_engine(base, "llama"), RealDisk()
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     disk.gate.clear()
     cold = ColdAsker(disk, "cold")
     loop.submit(cold.request)
@@ -213,7 +213,7 @@ def test_closing_ends_those_whose_adapter_is_still_loading(base: Path) -> None:
 
 def test_draining_waits_for_a_load_and_its_answer(base: Path) -> None:
     engine, disk = make_engine(base, "llama"), RealDisk()
-    loop = EngineLoop(engine, threads=1)
+    loop = EngineLoop(lambda: engine, threads=1)
     disk.gate.clear()
     cold = ColdAsker(disk, "cold")
     loop.submit(cold.request)
@@ -227,7 +227,7 @@ def test_draining_waits_for_a_load_and_its_answer(base: Path) -> None:
 
 
 def test_pins_and_their_errors_come_back_to_the_caller(base: Path) -> None:
-    loop = EngineLoop(make_engine(base, "llama", resident=2), threads=1)
+    loop = EngineLoop(lambda: make_engine(base, "llama", resident=2), threads=1)
     loop.pin("a")
     with pytest.raises(UsageError, match="cannot pin b"):
         loop.pin("b")
@@ -235,4 +235,24 @@ def test_pins_and_their_errors_come_back_to_the_caller(base: Path) -> None:
     loop.pin("b")
     loop.forget("b")
     loop.pin("c")
+    loop.close()
+
+
+def test_what_building_raises_rises_in_the_caller() -> None:
+    def make() -> Engine:
+        raise MemoryError("no room for the base")
+
+    with pytest.raises(MemoryError, match="no room"):
+        EngineLoop(make)
+
+
+def test_the_engine_is_built_in_the_thread_that_runs_it(base: Path) -> None:
+    built: list[threading.Thread] = []
+
+    def make() -> Engine:
+        built.append(threading.current_thread())
+        return make_engine(base, "llama")
+
+    loop = EngineLoop(make, threads=1)
+    assert built == [loop._thread]
     loop.close()

@@ -129,7 +129,11 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=int(os.environ.get("ADAPTERHUB_SCHEDULES", "60")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=int(os.environ.get("ADAPTERHUB_SCHEDULES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     asked=st.lists(requests, min_size=1, max_size=14),
     rows=st.integers(1, 6),

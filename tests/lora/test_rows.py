@@ -21,7 +21,7 @@ def test_rows_in_order_are_taken_as_they_lie() -> None:
     assert (group.low, group.high, group.height, group.start, group.real) == (3, 5, 2, 1, None)
     x = torch.arange(10.0).view(5, 2)
     assert torch.equal(group.take(x), x[1:].view(2, 2, 2))
-    group.give(x, torch.ones(2, 2, 2))
+    group.give(x, 0, 2, torch.ones(2, 2, 2))
     assert torch.equal(x[0], torch.tensor([0.0, 1.0]))
     assert torch.equal(x[1:], torch.arange(2.0, 10.0).view(4, 2) + 1)
 
@@ -30,7 +30,7 @@ def test_uneven_rows_are_padded_and_the_padding_goes_nowhere() -> None:
     (group,) = rows_of(5, 6, 6, NO_SLOT, 6).groups(ALL)
     assert (group.low, group.high, group.height, group.start) == (5, 7, 3, None)
     y = torch.zeros(5, 1)
-    group.give(y, torch.tensor([[[1.0], [100.0], [100.0]], [[2.0], [3.0], [4.0]]]))
+    group.give(y, 0, 1, torch.tensor([[[1.0], [100.0], [100.0]], [[2.0], [3.0], [4.0]]]))
     assert y.flatten().tolist() == [1.0, 2.0, 3.0, 0.0, 4.0]
 
 

@@ -113,7 +113,7 @@ def test_measuring_decides_and_leaves_torch_as_it_was(hidden_size: int, dtype: t
 
 def test_the_work_runs_with_each_number_of_threads() -> None:
     before, seen = torch.get_num_threads(), set()
-    took = measure([1, 2], lambda: seen.add(torch.get_num_threads()))
+    took = measure([1, 2], lambda: lambda: seen.add(torch.get_num_threads()))
     assert seen == {1, 2}
     assert took.keys() == {1, 2}
     assert all(seconds >= 0 for seconds in took.values())
