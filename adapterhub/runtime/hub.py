@@ -265,12 +265,19 @@ def _in_order(
         for pending in start_each(start, inputs):
             running.append(pending)
             while running and (len(running) >= WINDOW or running[0].done):
-                yield running.popleft().wait(cancelled)
+                yield _first(running, cancelled)
         while running:
-            yield running.popleft().wait(cancelled)
+            yield _first(running, cancelled)
     finally:
         for pending in running:
             pending.cancel()
+
+
+def _first(running: deque[Pending[T]], cancelled: threading.Event | None) -> T:
+    """Wait for the first in line; it leaves the line once it is answered, so one that is given up is cancelled too."""
+    answer = running[0].wait(cancelled)
+    running.popleft()
+    return answer
 
 
 def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:
