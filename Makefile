@@ -39,6 +39,9 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6 --seeds 0 1 2
 	$(BIN)/python benchmarks/accuracy.py trec6-minilm restaurant8k
 	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/peers.py --cases equal varied churn $(if $(VLLM),--vllm-python $(VLLM))
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/adapters.py
 
 docs: $(STAMP)  ## docs/cli.md from the command line itself
 	$(BIN)/python -m adapterhub.cli.reference > docs/cli.md

@@ -99,6 +99,25 @@ def test_two_requests_for_one_cold_digest_read_it_once_and_share_a_slot(base: Pa
     assert [item.tokens for item in asked] == [alone(base, disk.adapter("cold"), [*PROMPT, i], 4) for i in range(5)]
 
 
+def test_nobody_is_answered_with_another_users_adapter_after_a_run_time_load(base: Path, disk: RealDisk) -> None:
+    """Slots, and places in the cache, change hands at every load; each answer stays that of its own adapter."""
+    digests = [f"sha256:user-{number}" for number in range(6)]
+    expected = {digest: alone(base, disk.adapter(digest), PROMPT, 6) for digest in digests}
+    assert len({tuple(tokens) for tokens in expected.values()}) == len(digests)
+    engine = make_engine(base, "llama", resident=2, host_bytes=0, limits=Limits(rows=3))
+    asked = []
+    for turn in range(4):
+        for digest in digests[turn % 3 :] + digests[: turn % 3]:
+            asked.append((digest, Asked(PROMPT, disk.adapter(digest), max_tokens=6)))
+            engine.add(asked[-1][1].request)
+            engine.step()
+    finish(engine)
+    assert engine.slots.evictions >= len(digests) - engine.slots.capacity
+    for digest, item in asked:
+        assert item.tokens == expected[digest]
+    assert_free(engine)
+
+
 def test_a_failing_load_breaks_only_its_own_requests(base: Path, disk: RealDisk) -> None:
     engine = make_engine(base, "llama")
     disk.broken.add("bad")

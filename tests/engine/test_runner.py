@@ -37,7 +37,9 @@ def direct(base: Path, family: str, *, reference: bool = False) -> Direct:
 @pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
 @pytest.mark.parametrize("family", DECODERS)
 @torch.inference_mode()
-def test_generation_logits(family: str, reference: bool, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_equals_peft_and_merged_weights_at_every_rank(
+    family: str, reference: bool, bases: dict[str, Path], tmp_path: Path
+) -> None:
     base = bases[family]
     driven = direct(base, family, reference=reference)
     folders = [
@@ -60,7 +62,9 @@ def test_generation_logits(family: str, reference: bool, bases: dict[str, Path],
 
 @pytest.mark.parametrize("family", ALL)
 @torch.inference_mode()
-def test_classification_logits(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_classification_equals_peft_and_merged_weights_at_every_rank(
+    family: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
     base = bases[family]
     driven = direct(base, family)
     for rank, rslora, dora in SETTINGS:
