@@ -81,7 +81,9 @@ def make_tiny_base(folder: Path, family: str = "llama", *, seed: int = 0, **chan
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Default initialisation is so small that every input gives nearly the same logits.
-            if parameter.ndim > 1:
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+            elif parameter.ndim > 1:
                 parameter.normal_(0.0, 0.5 if "emb" in name or "wte" in name or "wpe" in name else 0.15)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

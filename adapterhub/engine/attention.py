@@ -89,6 +89,8 @@ def packed_attention(
     """
     assert packed is not None, "the model was called outside the runner"
     assert attention_mask is None
+    if sliding_window is not None and not packed.causal:
+        raise ValueError("local attention that looks both ways is not computed here")
     changed = [name for name in _NOT_COMPUTED if others.get(name) is not None]
     if changed:
         raise ValueError(f"attention with {changed[0]} is not computed here")

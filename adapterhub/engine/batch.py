@@ -110,7 +110,6 @@ class Batch:
         self.spans = tuple(sorted(plan.prefill, key=lambda span: span.row.slot))
         self._tokens = [row.output[-1] for row in self.decode]
         self._positions = [row.length - 1 for row in self.decode]
-        self._ends = {id(row): i for i, row in enumerate(self.decode)}
         stretches: list[Stretch] = []
         for span in self.spans:
             start = len(self._tokens)
@@ -159,6 +158,7 @@ class Batch:
             rows += [place.index] * len(tokens)
             positions += [self._positions[i] for i in tokens]
             place.used = max(place.used, positions[-1] + 1)
+            assert place.used <= place.block.positions, "a row outgrew its place"
 
         for i, row in enumerate(self.decode):
             note(row.place, [i])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest
 
-from .request import Classify, Embed, Request, Score
+from .request import Classify, Embed, Request, Sampling, Score
 from .runner import Runner
 
 POOLINGS = ("mean", "last", "cls")
@@ -23,6 +23,8 @@ def check_request(request: Request, runner: Runner, context: int, cache_tokens: 
     _check_ids(request.tokens, runner.vocabulary, "prompt")
     if not 0 < request.weight < math.inf:
         raise InvalidRequest(f"weight is {request.weight}; it must be above 0 and finite", param="weight")
+    if isinstance(request.ask, Sampling):
+        _check_sampling(request.ask)
     if isinstance(request.ask, Score):
         _check_continuations(request.ask, runner.vocabulary)
     if isinstance(request.ask, Embed) and request.ask.pooling not in POOLINGS:
@@ -37,6 +39,21 @@ def _check_ids(tokens: Iterable[int], vocabulary: int, param: str) -> None:
     bad = next((token for token in tokens if not 0 <= token < vocabulary), None)
     if bad is not None:
         raise InvalidRequest(f"token id {bad} is outside the vocabulary of {vocabulary}", param=param)
+
+
+def _check_sampling(ask: Sampling) -> None:
+    least: dict[str, tuple[float, float]] = {
+        "max_tokens": (ask.max_tokens, 1),
+        "min_tokens": (ask.min_tokens, 0),
+        "temperature": (ask.temperature, 0),
+        "top_k": (ask.top_k, 0),
+        "logprobs": (ask.logprobs or 0, 0),
+    }
+    for name, (value, lowest) in least.items():
+        if not lowest <= value < math.inf:
+            raise InvalidRequest(f"{name} is {value}; it must be at least {lowest} and finite", param=name)
+    if not 0 < ask.top_p <= 1:
+        raise InvalidRequest(f"top_p is {ask.top_p}; it must be above 0 and at most 1", param="top_p")
 
 
 def _check_continuations(ask: Score, vocabulary: int) -> None:

@@ -49,7 +49,7 @@ class _Norm:
         # Two passes over the states where F.rms_norm takes five.
         norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return torch.mul(x, scale.to(x.dtype)).mul_(self.weight)
+        return torch.mul(x, scale).to(x.dtype).mul_(self.weight)
 
 
 class _Stack:

@@ -80,11 +80,9 @@ class Engine:
         if not plan.decode and not plan.prefill:
             return False
         try:
-            outcome = self.runner.run(plan)
+            self._postprocess(plan, self.runner.run(plan))
         except Exception as error:  # one forward serves all rows, so they fail together; the engine goes on
             self._fail(plan, error)
-        else:
-            self._postprocess(plan, outcome)
         return True
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -187,7 +185,8 @@ class Engine:
         row.request.tell(event)
 
     def _fail(self, plan: Plan, error: Exception) -> None:
-        rows = list(dict.fromkeys((*plan.decode, *(span.row for span in plan.prefill))))
+        planned = dict.fromkeys((*plan.decode, *(span.row for span in plan.prefill)))
+        rows = [row for row in planned if row in self.scheduler.running]  # others were answered before it failed
         for row in rows:
             row.request.tell(FailedEvent(error))
         for row in rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # What a token costs: one that is read, one that is said (Sheng et al. 2024, section 3.1).
 INPUT_COST = 1.0
 OUTPUT_COST = 2.0
@@ -37,6 +39,10 @@ class VirtualCounters:
         self._requests[share] -= 1
         if not self._requests[share]:
             del self._requests[share], self._counters[share]
+
+    def lift(self, share: str, others: Iterable[str]) -> None:
+        """Let a share that could not be served keep up with the least served of `others`: waiting earns nothing."""
+        self._counters[share] = max(self._counters[share], min((self._counters[o] for o in others), default=0.0))
 
     def charge(self, share: str, cost: float, weight: float) -> None:
         """Add what was spent on a request of the share."""

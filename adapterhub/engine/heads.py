@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapterhub.errors import CorruptAdapter
 
@@ -48,7 +48,9 @@ def label_count(head: Mapping[str, Tensor], pooling: str) -> int:
     return int(head[REQUIRED[pooling][-1]].shape[0])
 
 
-def head_logits(head: Mapping[str, Tensor], pooling: str, hidden: Tensor, pooler: nn.Module | None) -> Tensor:
+def head_logits(
+    head: Mapping[str, Tensor], pooling: str, hidden: Tensor, pooler: Callable[[Tensor], Tensor] | None
+) -> Tensor:
     """Return logits [rows, labels] in the head's dtype for `hidden` [rows, dim].
 
     `hidden` is the state of the rightmost token for "last", of the first token for "pooler" (through the base's own

@@ -154,16 +154,25 @@ class Loader:
 
     def _start(self) -> None:
         if self._thread is None and self._wanted and self._may_read():
-            self._thread = threading.Thread(target=self._run, name="adapterhub-loader", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="adapterhub-loader", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _may_read(self) -> bool:
         held = self._bytes(held=True)
         return not held or held < self.budget
 
     def _run(self) -> None:
-        # One thread for tensors: more would take cores from the engine's, and beside a busy core they collapse.
+        # One thread for tensors: more would take cores from the engine's, and beside a busy core they collapse. The
+        # number is the process's, for threads that have not computed yet, so it is put back.
+        before = torch.get_num_threads()
         torch.set_num_threads(1)
+        try:
+            self._read_all()
+        finally:
+            torch.set_num_threads(before)
+
+    def _read_all(self) -> None:
         while (load := self._next()) is not None:
             host, error = None, None
             try:

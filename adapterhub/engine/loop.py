@@ -86,6 +86,7 @@ class EngineLoop:
     def _run(self, built: Future[Engine]) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+            torch.get_num_threads()  # makes it this thread's own; the number is the process's until a thread takes it
         _settle(built, self._make)
         if built.exception() is None:
             self._serve(built.result())

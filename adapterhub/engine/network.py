@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,17 +12,20 @@ from transformers import AttentionInterface
 
 from adapterhub.errors import BaseError
 from adapterhub.lora.linear import AdapterLinear, PlainFrozen, linear_shapes
-from adapterhub.lora.rows import RowAdapters
+from adapterhub.lora.ops import NO_SLOT
+from adapterhub.lora.rows import RowAdapters, Segment
 from adapterhub.lora.slabs import LoraSlabs, Stacked
 from adapterhub.lora.weights import LoraPair
 
 from .attention import NAME, packed_attention
 from .batch import Batch
+from .kv_cache import KVCache
 from .plan import Plan, Span
-from .request import Classify, Request, Row
+from .request import Classify, Request, Row, Sampling
 
 # Families whose packed forward is held against the plain one by the tests; others are checked when they are loaded.
 PROVEN = frozenset({"llama", "mistral", "qwen2", "gpt2", "bert", "roberta"})
+_POOLER = "pooler."
 COUNT_FROM_PAD = frozenset({"roberta", "xlm-roberta", "camembert"})
 
 
@@ -59,7 +63,8 @@ class TransformersNetwork:
 
     kind = "transformers"
 
-    def __init__(self, model: Any, slots: int) -> None:
+    def __init__(self, model: Any, slots: int, cache: KVCache | None = None) -> None:
+        """`cache` is an empty one of the base's shape; an unproven decoder shows on it that it works with one."""
         AttentionInterface.register(NAME, packed_attention)
         self._model = model
         self._backbone: nn.Module = model.base_model
@@ -71,13 +76,18 @@ class TransformersNetwork:
         self._wrapped: dict[str, AdapterLinear] = {}
         config = model.config
         self._first_position = int(config.pad_token_id) + 1 if config.model_type in COUNT_FROM_PAD else 0
-        proven = config.model_type in PROVEN
-        prompts = example_prompts(int(config.vocab_size))
-        example = example_batch(prompts, self._device, causal=self._output is not None)
-        expected = None if proven else plain_states(self._backbone, example)[-1]
+        # A pooler runs on other rows than the line's, one for each text; it is asked for by itself.
+        self.pooler: nn.Module | None = getattr(self._backbone, "pooler", None)
+        example = example_batch(example_prompts(int(config.vocab_size)), self._device, causal=self._output is not None)
+        expected = None if config.model_type in PROVEN else plain_states(self._backbone, example)[-1]
+        if self.pooler is not None:
+            self._backbone.pooler = None
         model.set_attn_implementation(NAME)
-        if expected is not None:
-            self._check(example, expected)
+        seen = self._rows_seen(example, expected)
+        whole = {name for name, rows in seen.items() if rows == example.tokens.shape[0]}
+        self.shapes = {n: s for n, s in self.shapes.items() if n in whole or n.startswith(_POOLER)}
+        if expected is not None and cache is not None:
+            self._check(partial(self._cached_states, example, cache), expected)
 
     def stack(self, modules: Mapping[str, LoraPair]) -> Mapping[str, Stacked]:
         """Return an adapter's matrices by layer; raises CorruptAdapter where scaling overflows the dtype."""
@@ -115,12 +125,24 @@ class TransformersNetwork:
         found: Tensor = self._output(hidden)
         return found
 
+    def pool(self, slot: int, states: Tensor) -> Tensor:
+        """Return what the base's pooler makes of `states` [rows, 1, dim], all of one slot: [rows, dim]."""
+        assert self.pooler is not None
+        self._rows.assign([Segment(0, states.shape[0], slot)], self._device)
+        found: Tensor = self.pooler(states)
+        return found
+
     def _slabs(self, name: str) -> LoraSlabs:
         out_features, in_features = self.shapes[name]
         return LoraSlabs(in_features, (out_features,), self._dtype)
 
+    def _module(self, name: str) -> nn.Module:
+        if self.pooler is not None and f"{name}.".startswith(_POOLER):
+            return self.pooler.get_submodule(name.removeprefix("pooler").removeprefix("."))
+        return self._backbone.get_submodule(name)
+
     def _frozen(self, name: str) -> nn.Module:
-        layer = self._backbone.get_submodule(name)
+        layer = self._module(name)
         return layer.frozen if isinstance(layer, AdapterLinear) else layer
 
     def _wrap(self, name: str) -> AdapterLinear:
@@ -129,19 +151,63 @@ class TransformersNetwork:
             out_features, in_features = self.shapes[name]
             parent, _, attribute = name.rpartition(".")
             layer = AdapterLinear(frozen, in_features, out_features, self._rows, self._slots)
-            setattr(self._backbone.get_submodule(parent), attribute, layer)
+            setattr(self._module(parent), attribute, layer)
             self._wrapped[name] = layer
         return self._wrapped[name]
 
+    def _rows_seen(self, example: Batch, expected: Tensor | None) -> dict[str, int]:
+        """Return how many rows each linear layer gets of a line; raises BaseError where its states are others."""
+        seen: dict[str, int] = {}
+
+        def note(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+            seen[name] = given[0].numel() // given[0].shape[-1]
+
+        inside = [name for name in self.shapes if not name.startswith(_POOLER)]
+        hooks = [self._module(name).register_forward_pre_hook(partial(note, name)) for name in inside]
+        try:
+            if expected is None:
+                with torch.inference_mode():
+                    self.forward(example)
+            else:
+                self._check(partial(self.forward, example), expected)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def _cached_states(self, example: Batch, cache: KVCache) -> Tensor:
+        """Return the example's states as a running row gets them: a chunk, another chunk, and one token decoded."""
+        texts = [span.tokens for span in example.spans]
+        rows = [Row(Request(text[:-1], lambda _: None, Sampling(1)), NO_SLOT, cache.take(len(text))) for text in texts]
+        try:
+            parts: list[list[Tensor]] = [[] for _ in rows]
+            for start, stop in ((0, 3), (3, None)):
+                spans = [Span(row, row.request.tokens[start:stop], start, keeps=True, last=bool(start)) for row in rows]
+                states = self.forward(Batch(Plan(prefill=tuple(spans)), cache, self._device, causal=True))
+                for part, found in zip(parts, torch.split(states, [len(span.tokens) for span in spans]), strict=True):
+                    part.append(found)
+            for row, text in zip(rows, texts, strict=True):
+                row.output.append(text[-1])
+            states = self.forward(Batch(Plan(tuple(rows)), cache, self._device, causal=True))
+            for part, found in zip(parts, states, strict=True):
+                part.append(found[None])
+            return torch.cat([found for part in parts for found in part])
+        finally:
+            for row in rows:
+                if row.place is not None:
+                    cache.release(row.place)
+
     @torch.inference_mode()
-    def _check(self, example: Batch, expected: Tensor) -> None:
+    def _check(self, forward: Callable[[], Tensor], expected: Tensor) -> None:
         """Raise BaseError where the packed forward of an unproven family differs from its plain one."""
         kind = self._model.config.model_type
+        if getattr(self._model.config, "attention_chunk_size", None):
+            raise BaseError(f"bases of type {kind!r} cannot be served: they attend in chunks")
         try:
-            states = self.forward(example)
-        except (TypeError, AssertionError, AttributeError, KeyError, ValueError, RuntimeError) as error:
+            states = forward()
+        except (TypeError, AssertionError, AttributeError, KeyError, ValueError, RuntimeError, IndexError) as error:
             raise BaseError(f"bases of type {kind!r} cannot be served: their attention cannot be replaced") from error
-        if not close_states(states, expected):
+        if states.shape != expected.shape or not close_states(states, expected):
             raise BaseError(f"bases of type {kind!r} cannot be served: the packed forward differs from the plain one")
 
 

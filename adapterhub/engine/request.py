@@ -132,7 +132,6 @@ class Request:
     weight: float = 1.0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
-    failed: bool = False
 
     def tell(self, event: Event) -> None:
         """Hand an event to the sink. What a sink raises is logged: it must not cost other rows their tokens."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from .kv_cache import KVCache
 from .prefix_cache import Namespace, PrefixCache
 from .request import Row
+
+log = logging.getLogger(__name__)
 
 
 class PrefixReuse:
@@ -36,7 +39,10 @@ class PrefixReuse:
         assert self._cache is not None
         assert row.place is not None
         tokens = row.request.tokens + tuple(row.output[:-1])
-        self._kept.add(self._namespace(row), tokens, partial(self._cache.read, row.place))
+        try:
+            self._kept.add(self._namespace(row), tokens, partial(self._cache.read, row.place))
+        except (MemoryError, RuntimeError):  # a copy for later; the answer at hand does not need it
+            log.exception("the beginning of a prompt was not kept")
 
     def _namespace(self, row: Row) -> Namespace:
         return Namespace(self._fingerprint, self._identity, row.request.digest)

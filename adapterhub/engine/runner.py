@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapterhub.errors import CorruptAdapter
+from adapterhub.lora.ops import NO_SLOT
 from adapterhub.lora.slabs import Stacked
 from adapterhub.lora.weights import LoraWeights, check_effect, check_fits
 
@@ -74,10 +76,9 @@ class Runner:
         shape = _cache_shape(model.config)
         self.cache = KVCache(shape, self.dtype, self.device, cache_tokens) if self.causal else None
         model = model.eval().requires_grad_(False)
-        self._pooler: nn.Module | None = getattr(model.base_model, "pooler", None)
         # Off the CPU memory that is set aside is taken, so slabs grow there instead.
         slots = resident if self.device.type == "cpu" else 1
-        self._network = _network(model, slots, lean=self.causal and not reference)
+        self._network = _network(model, slots, self.cache, lean=self.causal and not reference)
         self.identity = f"{self._network.kind}/{str(self.dtype).removeprefix('torch.')}"
         self._heads: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
 
@@ -89,7 +90,7 @@ class Runner:
         check_effect(weights)
         check_fits(weights, self._network.shapes)
         if adapter.pooling is not None:
-            check_head(weights.head, adapter.pooling, self.hidden_size, pooler=self._pooler is not None)
+            check_head(weights.head, adapter.pooling, self.hidden_size, pooler=self._pooler(NO_SLOT) is not None)
         head = {name: tensor.to(self.device) for name, tensor in weights.head.items()}
         stacks = self._network.stack(weights.modules)
         if not head and not any(stacked.changes for stacked in stacks.values()):
@@ -135,9 +136,15 @@ class Runner:
         for slot, rows in by_slot.items():
             pooling, head = self._heads[slot]
             index = [at.stop - 1 if pooling == "last" else at.start for _, at in rows]
-            logits = head_logits(head, pooling, hidden[index], self._pooler)
+            logits = head_logits(head, pooling, hidden[index], self._pooler(slot))
             found += [(span.row, each) for (span, _), each in zip(rows, logits, strict=True)]
         return found
+
+    def _pooler(self, slot: int) -> Callable[[Tensor], Tensor] | None:
+        network = self._network
+        if isinstance(network, TransformersNetwork) and network.pooler is not None:
+            return partial(network.pool, slot)
+        return None
 
     def _read(self, span: Span, stretch: Stretch, hidden: Tensor) -> Tensor:
         """Return the log-probabilities [reads] that a span asks for."""
@@ -167,13 +174,13 @@ def _pooled(span: Span, stretch: Stretch, hidden: Tensor) -> Tensor | None:
     return hidden[stretch.start].to(wide) if span.past == 0 else None
 
 
-def _network(model: Any, slots: int, *, lean: bool) -> Network:
+def _network(model: Any, slots: int, cache: KVCache | None, *, lean: bool) -> Network:
     if lean:
         try:
             return LeanDecoder(model, slots)
         except ValueError as reason:
             log.info("the general network is used: %s", reason)
-    return TransformersNetwork(model, slots)
+    return TransformersNetwork(model, slots, cache)
 
 
 def _cache_shape(config: Any) -> CacheShape:

@@ -26,7 +26,11 @@ def sample(logits: Tensor, rows: tuple[Row, ...]) -> list[Event]:
 def _event(logits: Tensor, row: Row, greedy: int) -> TokenEvent:
     sampling = row.request.ask
     assert isinstance(sampling, Sampling)
-    barred = sampling.stop_ids if len(row.output) < sampling.min_tokens else frozenset()
+    barred = (
+        {token for token in sampling.stop_ids if token < logits.shape[-1]}
+        if len(row.output) < sampling.min_tokens
+        else set()
+    )
     if barred:
         logits = logits.clone()
         logits[list(barred)] = float("-inf")

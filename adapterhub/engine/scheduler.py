@@ -61,6 +61,7 @@ class _Step:
     lanes: dict[str, list[Lane]]
     spans: list[Span] = field(default_factory=list)
     cache_is_full: bool = False
+    loading: set[str] = field(default_factory=set)
     # The adapter that gets no new rows, so that its slot comes free for one who waits.
     draining: str | None = None
 
@@ -105,6 +106,9 @@ class Scheduler:
             share = heapq.heappop(turns)[-1]
             if self._go_on(step, share) or self._start_one(step, share):
                 heapq.heappush(turns, self._turn(step, share))
+        served = {row.request.queue for row in self.running}
+        for share in step.loading - served:
+            self.counters.lift(share, served)
         return Plan(decode, tuple(step.spans))
 
     def finish(self, row: Row) -> None:
@@ -173,7 +177,6 @@ class Scheduler:
             except Exception as error:  # whatever is wrong with this request or its adapter is its own error alone
                 self._take(step, share, lane)
                 self._forget(waiter)
-                waiter.request.failed = True
                 waiter.request.tell(FailedEvent(error))
                 continue
             if isinstance(got, _Wait):
@@ -232,6 +235,8 @@ class Scheduler:
     def _hold_back(self, step: _Step, share: str, lane: Lane, wait: _Wait) -> None:
         """Leave out, for this step, what needs the same as the head of a lane."""
         lanes = step.lanes[share]
+        if wait is _Wait.LOAD:
+            step.loading.add(share)
         if wait is _Wait.BUDGET:
             lanes.clear()
         elif wait in (_Wait.ROW, _Wait.CACHE):

@@ -78,7 +78,7 @@ class Tiers:
                 self._free(digest)
 
     def forget(self, digest: str) -> None:
-        """Free an adapter in every tier: now, or once the last request that came before is done. Unpins it too."""
+        """Free an adapter in every tier: now, or once the last request using it is done. Unpins it too."""
         self.unpin(digest)
         if digest in self._users:
             self._leaving.add(digest)
@@ -93,6 +93,7 @@ class Tiers:
                 f"cannot pin {digest}: {len(pinned) - 1} of {self.slots.capacity} slots are pinned, and one must stay "
                 "free for all others; unpin an adapter, or allow more resident ones"
             )
+        self._leaving.discard(digest)
         self.slots.pin(digest)
         self.loader.pin(digest)
 

@@ -30,6 +30,9 @@ class AdapterLinear(nn.Module):
         y: Tensor = self.frozen(x)
         if self._rows.active:
             flat = y.view(-1, self.out_features)
+            # A layer that sees other rows than the line's (an expert's, say) would mix up who is who.
+            if flat.shape[0] != self._rows.length:
+                raise RuntimeError(f"a layer got {flat.shape[0]} rows of a line of {self._rows.length}")
             bias = self.frozen.bias
             assert bias is None or isinstance(bias, Tensor)
             self.slabs.add(flat, x.reshape(-1, self.in_features), self._rows, bias)

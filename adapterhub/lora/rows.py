@@ -63,6 +63,7 @@ class RowAdapters:
     """The slots of a batch's rows; shared by all layers, set anew before each forward."""
 
     def __init__(self) -> None:
+        self.length = 0
         self.active: frozenset[int] = frozenset()
         self.segments: tuple[Segment, ...] = ()
         self._single: dict[int, list[int]] = {}
@@ -74,8 +75,10 @@ class RowAdapters:
         self._device = device
         self._groups.clear()
         self._single = {}
+        self.length = 0
         long: list[Segment] = []
         for segment in segments:
+            self.length = max(self.length, segment.stop)
             if segment.slot == NO_SLOT:
                 continue
             if segment.stop - segment.start >= _SEGMENT_ROWS:

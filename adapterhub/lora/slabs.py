@@ -20,7 +20,8 @@ class Stacked:
     """One adapter's matrices for layers that read the same input, as they will lie in a slab.
 
     `a` [sum of ranks, in]; for each layer the adapter changes, `b` [rank, out] with the scaling inside, else None.
-    `gain` [sum of outs] is what DoRA multiplies the layers' outputs by, None for plain LoRA.
+    `gain` [sum of outs] is what DoRA multiplies the layers' outputs by, None for plain LoRA; in float32 or wider, since
+    it differs from one by little.
     """
 
     a: Tensor
@@ -35,7 +36,7 @@ class Stacked:
     @property
     def changes(self) -> bool:
         """False where the layers compute what they would without."""
-        if self.gain is not None and bool(((self.gain - 1).abs() > 1e-3).any()):
+        if self.gain is not None and bool(((self.gain - 1).abs() > 1e-4).any()):
             return True
         return bool(self.a.any()) and any(b is not None and bool(b.any()) for b in self.b)
 
@@ -56,6 +57,8 @@ class Frozen(Protocol):
         """Return x W^T [rows, sum of outs] without bias."""
 
 
+# Windows whose views are kept: those of the step at hand and a few before it.
+_WINDOWS = 16
 # Columns [low, high) of the rank activations, columns [first, last) of the output, and B of the window's slots.
 _Part = tuple[int, int, int, int, Tensor]
 
@@ -77,6 +80,8 @@ class _Slab:
         """Return A^T [slots, in, sum of ranks] and the parts of B for slots [low, high): views, made once."""
         found = self._windows.get((low, high))
         if found is None:
+            if len(self._windows) >= _WINDOWS:
+                self._windows.clear()
             parts, rank, column = [], 0, 0
             for b, out in zip(self.b, self.outs, strict=True):
                 if b is not None:
@@ -113,7 +118,7 @@ class LoraSlabs:
     def bytes(self) -> int:
         """Bytes of the matrices that are resident."""
         element = torch.empty(0, dtype=self._dtype).element_size()
-        return element * sum(gain.numel() for gain in self._gains.values()) + sum(
+        return sum(gain.numel() * gain.element_size() for gain in self._gains.values()) + sum(
             len(slab.present)
             * element
             * (sum(ranks) * self._in + sum(r * out for r, out in zip(ranks, self._outs, strict=True)))
@@ -167,8 +172,9 @@ class LoraSlabs:
                 self._add_group(y, x, slab, group)
         for slot in self._gains.keys() & rows.active:
             for index in rows.of(slot):
-                scaled = (y[index] if bias is None else y[index] - bias) * self._gains[slot]
-                y[index] = scaled if bias is None else scaled + bias
+                gain = self._gains[slot]
+                plain = y[index].to(gain.dtype) if bias is None else y[index].to(gain.dtype) - bias
+                y[index] = (plain * gain if bias is None else plain * gain + bias).to(y.dtype)
 
     def _add_segment(self, y: Tensor, x: Tensor, slab: _Slab, segment: Segment) -> None:
         a, parts = slab.window(segment.slot, segment.slot + 1)
@@ -201,7 +207,7 @@ class LoraSlabs:
             start += out
         if not bool(torch.isfinite(gain).all()):
             raise CorruptAdapter("a magnitude of the adapter meets a weight row of zeros; it is refused")
-        return gain.to(self._dtype)
+        return gain
 
     def _slab(self, ranks: tuple[int, ...], slot: int) -> _Slab:
         """Return the slab of these ranks with room for `slot`."""

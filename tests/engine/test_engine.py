@@ -370,3 +370,47 @@ def test_a_head_that_does_not_fit_fails_alone(
 def test_sizes_that_leave_no_room_are_refused(bases: dict[str, Path], sizes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be at least"):
         make_engine(bases["llama"], "llama", **sizes)
+
+
+def test_sampling_that_makes_no_sense_is_refused(bases: dict[str, Path]) -> None:
+    engine = make_engine(bases["llama"], "llama")
+    for wrong in ({"max_tokens": 0}, {"max_tokens": -100}, {"top_p": 0.0}, {"logprobs": -1}, {"temperature": -1.0}):
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            engine.check(Asked(PROMPTS[0], **{"max_tokens": 3, **wrong}).request)
+
+
+def test_a_stop_id_beyond_the_vocabulary_is_no_ones_trouble(bases: dict[str, Path]) -> None:
+    engine = make_engine(bases["llama"], "llama")
+    asked = Asked(PROMPTS[0], max_tokens=3, min_tokens=3, stop_ids=frozenset({10**6}))
+    finish(engine, asked)
+    assert len(asked.tokens) == 3
+
+
+def test_a_prefix_that_cannot_be_kept_costs_nobody_an_answer(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(bases["llama"], "llama")
+
+    def none(*_: object) -> None:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(engine.runner.cache, "read", none)
+    asked = Asked(list(range(3, 80)), max_tokens=4)
+    finish(engine, asked)
+    assert len(asked.tokens) == 4
+
+
+def test_a_poolers_adapter_changes_its_own_rows_only(bases: dict[str, Path], tmp_path: Path) -> None:
+    targets = ["query", "pooler.dense"]
+    folders = [
+        make_adapter(bases["bert"], tmp_path / f"p{i}", "bert", seed=i, labels=3, targets=targets) for i in range(2)
+    ]
+    engine = make_engine(bases["bert"], "bert")
+    prompts = [PROMPTS[0], list(range(3, 40))]
+    asked = [Asked(p, adapter_of(folder, "bert", labels=True)) for p in prompts for folder in (*folders, folders[0])]
+    finish(engine, *asked)
+    for item, folder in zip(asked, [*folders, folders[0]] * 2, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([list(item.request.tokens)])
+            logits = load_peft(bases["bert"], folder, 3)(input_ids=ids).logits[0]
+        torch.testing.assert_close(item.logits, logits, rtol=1e-4, atol=1e-4)

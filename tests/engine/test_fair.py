@@ -79,3 +79,17 @@ def test_backlogged_shares_differ_by_one_request_at_most(costs: list[float], wei
         counters.charge(share, cost, weights[int(share)])
     values = [counters[str(index)] for index in range(len(weights))]
     assert max(values) - min(values) <= max(costs) / min(weights)
+
+
+def test_waiting_for_a_load_earns_nothing() -> None:
+    counters = VirtualCounters()
+    for share in ("cold", "busy", "busier"):
+        counters.join(share)
+    counters.charge("busy", 100.0, 1.0)
+    counters.charge("busier", 300.0, 1.0)
+    counters.lift("cold", {"busy", "busier"})
+    assert counters["cold"] == 100.0
+    counters.lift("busier", {"busy"})
+    assert counters["busier"] == 300.0
+    counters.lift("cold", set())
+    assert counters["cold"] == 100.0

@@ -33,6 +33,9 @@ def test_the_packed_form_is_what_is_used_here() -> None:
         assert frozen._agreeing(frozen._packed(torch.randn(8, 8)), torch.randn(8, 8)) is None  # another matrix: noticed
         weight = torch.randn(8, 8)
         assert frozen._agreeing(frozen._packed(weight), weight) is not None
+        assert "_mkl" in FrozenLinear(weight).product.__qualname__
+    if torch.backends.mkldnn.is_available():
+        assert "_onednn" in FrozenLinear(torch.randn(8, 8, dtype=torch.bfloat16)).product.__qualname__
     assert frozen._packed(torch.randn(8, 8, dtype=torch.float64)) is None
 
 

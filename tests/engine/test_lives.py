@@ -382,3 +382,30 @@ def test_failing_everybody_frees_everything(base: Path, disk: RealDisk) -> None:
     engine.add(late.request)
     engine.step()
     assert isinstance(late.error, Cancelled)
+
+
+def test_nothing_grows_with_unknown_names(base: Path) -> None:
+    def fail() -> LoraWeights:
+        raise CorruptAdapter("there is no such adapter")
+
+    engine = make_engine(base, "llama")
+    asked = [Asked(PROMPT, Adapter(f"sha256:unknown-{number}", fail), max_tokens=2) for number in range(200)]
+    finish(engine, *asked, steps=2000)
+    assert all(isinstance(item.error, CorruptAdapter) for item in asked)
+    for number in range(200, 400):
+        engine.forget(f"sha256:unknown-{number}")
+    assert_free(engine)
+    tables = (engine.tiers._leaving, engine.loader._loads, engine.loader._wanted, engine.slots._slots)
+    assert not any(tables)
+
+
+def test_what_is_pinned_after_it_was_forgotten_stays(base: Path, disk: RealDisk) -> None:
+    engine = make_engine(base, "llama")
+    first = Asked(PROMPT, disk.adapter("a"), max_tokens=5)
+    engine.add(first.request)
+    settle(engine.loader)
+    engine.step()
+    engine.forget("a")
+    engine.pin("a")
+    finish(engine)
+    assert "a" in engine.slots

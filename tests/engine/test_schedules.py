@@ -189,9 +189,9 @@ def test_answers_do_not_depend_on_the_schedule(
     assert_free(engine)
     for item, (who, prompt, kind) in items:
         expected = right(world, who, prompt, kind)
-        if item.request.cancelled and len(item.events) < len(expected):
-            found = tuple(map(float, item.tokens)) if item.events and "token" in vars(item.events[0]) else ()
-            assert found == expected[: len(found)]
+        if item.request.cancelled and kind in ("short", "long", "seeded"):
+            assert tuple(map(float, item.tokens)) == expected[: len(item.events)]
+        elif item.request.cancelled and not item.events:
+            continue
         else:
             assert flat(item) == pytest.approx(expected, abs=1e-8)
-    assert forgets or prefix_bytes or not engine.prefixes.hits
