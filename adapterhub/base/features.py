@@ -80,8 +80,8 @@ def features(
     """Return float32 [texts, dim] on the CPU; `pooling` None is the base's default.
 
     Texts are read bare, with the tokenizer's own special tokens. Those of like length share a forward, padded and
-    masked, of at most `batch_tokens` tokens with padding (or one text). Raises InvalidRequest for an empty text or an
-    unknown pooling, PromptTooLong for a text beyond the base's context.
+    masked, of at most `batch_tokens` tokens with padding (or one text). Raises InvalidRequest for a text without
+    tokens or an unknown pooling, PromptTooLong for a text beyond the base's context.
     """
     pooling = default_pooling(base) if pooling is None else pooling
     check_pooling(pooling)

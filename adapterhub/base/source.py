@@ -40,6 +40,7 @@ _HUB_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "1_Pooling/config.json",  # how a sentence encoder pools
     "README.md",
 )
 

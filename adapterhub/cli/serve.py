@@ -30,7 +30,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine it needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one and tells it.")] = 8000,
     adapters: Annotated[
-        str, typer.Option("--adapters", metavar="REF,…", help="Versions to load and verify before the server is ready.")
+        str,
+        typer.Option(
+            "--adapters", metavar="REF,…", help="Versions to load and verify before the server is ready, and to pin."
+        ),
     ] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; else as measured.")] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Requests that share one batch.")] = 32,

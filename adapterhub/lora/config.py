@@ -121,7 +121,7 @@ def parse_config(record: Mapping[str, Any]) -> AdapterConfig:
             alpha_pattern=_alphas(record.get("alpha_pattern") or {}),
             dora=bool(record.get("use_dora")),
         )
-    except (KeyError, TypeError, ValueError, re.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, re.error) as error:
         raise CorruptAdapter(f"adapter_config.json is not a LoRA configuration: {error!r}") from error
 
 
@@ -143,7 +143,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise FileMissing(f"{folder} has no adapter_config.json; is it a PEFT adapter folder?")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptAdapter(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise CorruptAdapter(f"{path} holds {type(record).__name__}, expected an object")

@@ -20,10 +20,10 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # A backbone sits in its model under one attribute ("model", "bert", "transformer"): the first part after PREFIX.
 _LORA_KEY = re.compile(
-    r"^base_model\.model\.(?P<root>[^.]+)\.(?P<module>.+)\.lora_(?P<side>A\.weight|B\.weight|magnitude_vector)$"
+    r"base_model\.model\.(?P<root>[^.]+)\.(?P<module>.+)\.lora_(?P<side>A\.weight|B\.weight|magnitude_vector)"
 )
 _A, _B, _MAGNITUDE = "A.weight", "B.weight", "magnitude_vector"
-_HEAD_KEY = re.compile(r"^base_model\.model\.(?P<name>(?:score|classifier|pre_classifier)(?:\.[A-Za-z_]+)+)$")
+_HEAD_KEY = re.compile(r"base_model\.model\.(?P<name>(?:score|classifier|pre_classifier)(?:\.[A-Za-z_]+)+)")
 
 
 def write_adapter(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -71,11 +71,10 @@ def build_weights(config: AdapterConfig, stored: StoredTensors, dtype: torch.dty
 
     Raises CorruptAdapter.
     """
-    exact = [name for name in stored.names if _HEAD_KEY.match(name) or name.endswith(_MAGNITUDE)]
+    exact = {name for name in stored.names if _HEAD_KEY.fullmatch(name) or name.endswith(_MAGNITUDE)}
     wide = torch.promote_types(dtype, torch.float32)
-    # Copies, or a head of a few kilobytes would keep all of the file's bytes in memory.
-    small = {name: tensor.clone() for name, tensor in stored.tensors(wide, exact).items()}
-    return parse_weights(config, {**stored.tensors(dtype, set(stored.names).difference(exact)), **small})
+    rest = set(stored.names) - exact
+    return parse_weights(config, {**stored.tensors(dtype, rest), **stored.tensors(wide, exact)})
 
 
 def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraWeights:
@@ -83,12 +82,15 @@ def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraW
     halves: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if match := _LORA_KEY.match(name):
-            halves.setdefault(match["module"], {})[match["side"]] = tensor
-        elif match := _HEAD_KEY.match(name):
-            head[match["name"]] = tensor
+        if match := _LORA_KEY.fullmatch(name):
+            place, side = halves.setdefault(match["module"], {}), match["side"]
+        elif match := _HEAD_KEY.fullmatch(name):
+            place, side = head, match["name"]
         else:
             raise CorruptAdapter(f"tensor {name!r} is neither a LoRA matrix nor a classification head")
+        if side in place:  # roots differ; PEFT would take the one its model has
+            raise CorruptAdapter(f"tensor {name!r} stands for a place that another tensor has already")
+        place[side] = tensor
     modules = {module: _pair(config, module, sides) for module, sides in sorted(halves.items())}
     if not modules and not head:
         raise CorruptAdapter(f"{WEIGHTS} holds no tensors")

@@ -63,6 +63,7 @@ class CoreOptions:
     def __post_init__(self) -> None:
         # What the engine checks itself is found only once the base is in memory.
         least = {"threads": (self.threads, 1), "resident": (self.resident, 1), "rows": (self.limits.rows, 1)}
+        least["cache_tokens"] = (self.limits.cache_tokens, 1)
         sizes = {"host_bytes": (self.host_bytes, 0), "prefix_bytes": (self.prefix_bytes, 0)}
         for name, (value, lowest) in {**least, **sizes}.items():
             if value is not None and value < lowest:
@@ -140,6 +141,7 @@ class LoadedBase:
         given, texts = asked
         if isinstance(texts, str):
             raise InvalidRequest("the continuations are one text; give a list of texts", param="continuations")
+        texts = tuple(texts)  # an iterator gives them once only, and they are told in the answer too
         if target.spec is not None and target.spec.kind != "generation":
             raise UnsupportedRequest(
                 f"{target.name!r} is a {target.spec.kind} task; its head scores labels, and no text", param="model"
@@ -215,7 +217,13 @@ class LoadedBase:
         def receive(event: Event) -> None:
             if isinstance(event, FailedEvent):
                 pending.give(event.error)
-            elif (answer := read(event)) is not None:
+                return
+            try:
+                answer = read(event)
+            except Exception as error:  # whoever waits must hear of it; the engine would only log it
+                pending.give(error)
+                return
+            if answer is not None:
                 pending.give(answer)
 
         request = self._request(target, tokens, ask, receive)
@@ -225,9 +233,19 @@ class LoadedBase:
 
     def _request(self, target: Target, tokens: Sequence[int], ask: Ask, sink: Sink) -> Request:
         """Return the engine's request; a task's versions share its part of the machine, the base has its own."""
+
+        def checked(event: Event) -> None:
+            wrong = None if isinstance(event, FailedEvent) else self.adapters.wrong_rules(target)
+            if wrong is not None:
+                request.cancelled = True
+            sink(event if wrong is None else FailedEvent(wrong))
+
         named = target.task if target.spec is not None else self.base.name
         weight = 1.0 if named is None else self._weights.get(named, 1.0)
-        return Request(tuple(tokens), sink, ask, target.adapter, target.task, weight)
+        # Which weights answer is known once they answer: another folder's, where that had the digest at hand first.
+        told = sink if target.adapter is None else checked
+        request = Request(tuple(tokens), told, ask, target.adapter, target.task, weight)
+        return request
 
     def _read(self, target: Target, given: Input) -> tuple[TaskSpec, list[int]]:
         """Return the rules for an input and its tokens; to the bare base a text is just that, fields are a chat."""

@@ -85,7 +85,7 @@ class AdapterHub:
 
         Only the small files of a version are read here; its weights are read, and checked against its digest, when it
         is first asked, and what is wrong with them is raised by that answer. Raises RefNotFound, BaseMismatch,
-        AdapterError, CorruptAdapter, UnsafeAdapter, FileMissing.
+        AdapterError, CorruptAdapter (files that are damaged or gone), UnsafeAdapter.
         """
         if self._core is not None and model in {self._core.base.name, self._core.base.public_id}:
             self._check_unshadowed(model)
@@ -93,14 +93,43 @@ class AdapterHub:
         version = self.registry.resolve(model)
         core = self._core_for(version)
         found = core.adapters.get(model, version.path, version.digest, version.base, version.base_fingerprint)
-        return Target(model, found.spec, version.digest, version.version, found.adapter, version.task)
+        return Target(model, found.spec, version.digest, version.version, found.adapter, version.task, found.rules)
 
     def load(self, refs: Iterable[str]) -> None:
         """Have these adapters read, checked and at hand before anybody asks for them; raises what is wrong with one."""
-        targets = [self.target(ref) for ref in refs]
-        core = self._loaded()
-        for pending in [core.start_loading(target) for target in targets if target.adapter is not None]:
-            pending.wait()
+        if isinstance(refs, str):
+            raise UsageError(f"the refs are one text, {refs[:40]!r}; give a list of refs")
+        targets = [target for target in map(self.target, refs) if target.adapter is not None]
+        for _ in _in_order(self._loaded().start_loading, targets, None):
+            pass
+
+    def pin(self, ref: str) -> None:
+        """Have the adapter of `ref` read and checked now, and keep it ready to run whatever else is asked.
+
+        A pin is the version's that `ref` means now. Raises UsageError where all of `resident` but one are pinned and
+        for the bare base, and what `load` raises.
+        """
+        target = self.target(ref)
+        digest, core = _digest(target), self._loaded()
+        core.loop.pin(digest)
+        try:
+            core.start_loading(target).wait()
+        except BaseException:
+            core.loop.unpin(digest)
+            raise
+
+    def unpin(self, ref: str) -> None:
+        """Let the adapter of `ref` make room for others again; raises UsageError for the bare base."""
+        digest = _digest(self.target(ref))  # loads the base where none is
+        self._loaded().loop.unpin(digest)
+
+    def unload(self, ref: str) -> None:
+        """Free the memory that the adapter of `ref` takes, once the last request that came before is done. Unpins it.
+
+        Returns at once. Whoever asks it later has it read again. Raises UsageError for the bare base.
+        """
+        digest = _digest(self.target(ref))
+        self._loaded().loop.forget(digest)
 
     def predict(self, ref: str, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Return one answer an input, in order. A bare text is the field `text`, or `prompt` in generation.
@@ -110,9 +139,12 @@ class AdapterHub:
         return list(self.answers(self.target(ref), inputs, **options))
 
     def folder(self, folder: Path) -> Target:
-        """Return who answers for an adapter folder that is not published; raises as `target` does."""
+        """Return who answers for an adapter folder that is not published.
+
+        Raises as `target` does, and FileMissing.
+        """
         found = self._loaded().adapters.read(str(folder), folder)
-        return Target(str(folder), found.spec, found.adapter.digest, None, found.adapter)
+        return Target(str(folder), found.spec, found.adapter.digest, None, found.adapter, rules=found.rules)
 
     def predict_folder(self, folder: Path, inputs: Sequence[Input], **options: Any) -> list[Prediction]:
         """Answer as `predict` does with an adapter folder that is not published."""
@@ -156,7 +188,7 @@ class AdapterHub:
         start = partial(core.start_embedding, target, core.pooling(pooling))
         for each in _in_order(start, inputs, cancelled):
             # A copy outside of the engine's inference mode: a tensor like any other, that holds no batch in memory.
-            yield replace(each, vector=each.vector.clone())
+            yield replace(each, vector=each.vector.to("cpu", copy=True))
 
     def score(self, ref: str, prompt: Input, continuations: Sequence[str]) -> list[Score]:
         """Return how likely each continuation is after the prompt, in order; the prompt is computed once.
@@ -249,6 +281,12 @@ class AdapterHub:
             if self._core is None:
                 self._core = LoadedBase(open_base(version.base), self._options)
             return self._core
+
+
+def _digest(target: Target) -> str:
+    if target.digest is None:
+        raise UsageError(f"{target.name!r} is the bare base, which is always in memory; name a task")
+    return target.digest
 
 
 def _in_order(

@@ -89,7 +89,12 @@ class GenerationStream:
             if isinstance(event, FailedEvent):
                 self._push(event.error)
             elif isinstance(event, TokenEvent):
-                self._push(self._chunk(event))
+                try:
+                    chunk: Chunk | Exception = self._chunk(event)
+                except Exception as error:  # whoever waits must hear of it; the engine would only log it
+                    self._on_cancel()
+                    chunk = error
+                self._push(chunk)
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` with every chunk, the past ones first, the coming ones in the engine's thread.

@@ -17,7 +17,8 @@ class Target:
     """Who answers: the bare base (no spec, digest, version or adapter) or one version of a task.
 
     `name` is what was asked for. The digest is fixed here, so an alias that moves later does not change the answer.
-    `task` is whose share of the machine the answer takes; None for an adapter that is not published.
+    `task` is whose share of the machine the answer takes; None for an adapter that is not published. `rules` is the
+    sha256 of the text that `spec` was read from.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Target:
     version: int | None = None
     adapter: Adapter | None = None
     task: str | None = None
+    rules: str | None = None
 
 
 @dataclass(frozen=True)

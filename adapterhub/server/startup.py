@@ -45,11 +45,27 @@ def open_hub(options: HubOptions) -> AdapterHub:
         weights=options.weights,
     )
     try:
-        hub.load(options.adapters)
+        _keep(hub, options.adapters, options.resident)
     except BaseException:
         hub.close()
         raise
     return hub
+
+
+def _keep(hub: AdapterHub, refs: Sequence[str], resident: int) -> None:
+    """Load what `refs` name, and pin it where others still find room beside it."""
+    hub.load(refs)
+    tasks = {target.digest: ref for ref in refs if (target := hub.target(ref)).digest is not None}
+    if len(tasks) >= resident:
+        LOG.warning(
+            "%d adapters are to be at hand and %d can be ready to run: none is pinned, and any may be loaded again; "
+            "allow more with --max-adapters",
+            len(tasks),
+            resident,
+        )
+        return
+    for ref in tasks.values():
+        hub.pin(ref)
 
 
 def choose_base(registry: Registry, adapters: Sequence[str]) -> str:

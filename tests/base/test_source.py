@@ -12,6 +12,7 @@ import pytest
 from adapterhub.base import stamps
 from adapterhub.base.cache import cache_root
 from adapterhub.base.catalog import CATALOG, DEFAULT_BASE, CatalogEntry
+from adapterhub.base.features import default_pooling
 from adapterhub.base.fingerprint import fingerprint
 from adapterhub.base.source import list_bases, open_base
 from adapterhub.errors import BaseError, BaseNotFound, HubError
@@ -268,6 +269,13 @@ def test_a_hub_id_is_fetched_without_its_pickles(hub: HubServer, tmp_path: Path,
     assert base.revision == base.to_record()["revision"] == base.to_card()["revision"] == repo.head.sha
     pinned = open_base(f"acme/base@{repo.head.sha}", cache=root)
     assert (pinned.public_id, pinned.path) == ("acme/base", base.path)
+
+
+def test_how_a_sentence_encoder_pools_comes_with_it(hub: HubServer, tmp_path: Path, root: Path) -> None:
+    files = served_files(make_tiny_base(tmp_path / "base", "bert"))
+    hub.add_repo("acme/encoder", {**files, "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}'})
+    assert default_pooling(open_base("acme/encoder", cache=root)) == "cls"
+    assert default_pooling(open_base("acme/encoder", fetch=False, cache=root)) == "cls"
 
 
 def test_a_hub_id_that_does_not_exist(hub: HubServer, root: Path) -> None:

@@ -26,7 +26,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text, "--x") == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1", "1XB", "1.GB", "1 2", "iB", "1iB", "1e9", "GB"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "-1", "1XB", "1.GB", "1 2", "iB", "1iB", "1e9", "GB", "0.5", "1.5B", "9" * 400]
+)
 def test_what_is_no_size_is_quoted_with_its_option(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_size(text, "--adapter-memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from adapterhub.errors import AdapterError, CorruptAdapter, FileMissing, UnsafeAdapter
 from adapterhub.lora.config import AdapterConfig, parse_config, read_config
-from adapterhub.lora.files import read_adapter, read_tensors, write_adapter
+from adapterhub.lora.files import PREFIX, read_adapter, read_tensors, write_adapter
 from adapterhub.lora.weights import check_effect, lora_scaling
 from tests.adapters import load_peft, load_plain, make_adapter
 from tests.tiny import make_tiny_base
@@ -186,3 +187,39 @@ def test_magnitudes_and_what_the_configuration_says_of_them_must_agree(base: Pat
     save_file({**tensors, name: torch.ones(3)}, folder / WEIGHTS)
     with pytest.raises(CorruptAdapter, match="magnitude_vector"):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize("name", ["{root}.{rest}", "{key}\n"])
+def test_a_second_tensor_for_a_place_is_refused(base: Path, tmp_path: Path, name: str) -> None:
+    folder = make_adapter(base, tmp_path / "a", "llama")
+    tensors = read_tensors(folder)
+    key = min(tensors)
+    rest = key.removeprefix(PREFIX).partition(".")[2]
+    tensors[name.format(root=f"{PREFIX}zzz", rest=rest, key=key)] = torch.ones_like(tensors[key])
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CorruptAdapter, match=r"another tensor has already|neither a LoRA matrix"):
+        read_adapter(folder)
+
+
+def test_a_name_that_ends_in_a_line_break_is_no_head(base: Path, tmp_path: Path) -> None:
+    folder = make_adapter(base, tmp_path / "a", "llama", labels=3)
+    tensors = read_tensors(folder)
+    tensors[f"{PREFIX}score.weight\n"] = tensors.pop(f"{PREFIX}score.weight")
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CorruptAdapter, match="neither a LoRA matrix"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("changes", [{"r": math.inf}, {"r": -math.inf}, {"r": math.nan}])
+def test_numbers_that_are_none_are_no_configuration(base: Path, tmp_path: Path, changes: dict[str, float]) -> None:
+    folder = make_adapter(base, tmp_path / "a", "llama")
+    change_config(folder, **changes)
+    with pytest.raises(CorruptAdapter, match="not a LoRA configuration"):
+        read_config(folder)
+
+
+def test_brackets_without_end_are_no_configuration(base: Path, tmp_path: Path) -> None:
+    folder = make_adapter(base, tmp_path / "a", "llama")
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptAdapter, match="not JSON"):
+        read_config(folder)

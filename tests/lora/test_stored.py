@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from adapterhub.errors import CorruptAdapter
+from adapterhub.errors import AdapterError, CorruptAdapter
 from adapterhub.lora.config import AdapterConfig
 from adapterhub.lora.files import build_weights
-from adapterhub.lora.stored import StoredTensors
+from adapterhub.lora.stored import MAX_BYTES, StoredTensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -84,6 +84,15 @@ def test_data_that_is_not_aligned_is_read_all_the_same(tmp_path: Path) -> None:
         pack({"a": {**one("F32", [1], 0, 4), "dtype": []}}, b"\0" * 4),
         (8).to_bytes(8, "little") + b"\xff" * 8,
         (400_000).to_bytes(8, "little") + b"[" * 400_000,
+        pack({"a": one("F32", [1e999], 0, 4)}, b"\0" * 4),
+        pack({"a": one("F32", [1], 0, 1e999)}, b"\0" * 4),  # type: ignore[arg-type]
+        pack({"a": one("F32", [0, 2**64], 0, 0)}, b""),
+        pack({"a": one("F32", [0, 2**63], 0, 0)}, b""),
+        pack({"a": one("F32", [10**4000] * 50, 0, 4)}, b"\0" * 4),
+        pack({"a": one("F32", ["1"], 0, 4)}, b"\0" * 4),
+        pack({"a": one("F32", [1.0], 0, 4)}, b"\0" * 4),
+        pack({"a": one("F99", [1], 0, 4)}, b"\0" * 4),
+        (4).to_bytes(8, "little") + "{}".encode("utf-16-le"),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, data: bytes) -> None:
@@ -92,7 +101,7 @@ def test_anything_else_is_refused(tmp_path: Path, data: bytes) -> None:
 
 
 def test_whole_numbers_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CorruptAdapter, match=r"'a'.*I64.*floating point"):
+    with pytest.raises(CorruptAdapter, match=r"'a'.*int64.*floating point"):
         StoredTensors.read(put(tmp_path, save({"a": torch.ones(2, dtype=torch.int64)}))).tensors()
 
 
@@ -117,6 +126,19 @@ def test_a_value_that_is_infinite_only_in_the_dtype_it_runs_in_is_refused(tmp_pa
         stored.tensors(torch.float32)
 
 
+def test_a_file_beyond_all_adapters_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = put(tmp_path, b"")
+    with path.open("r+b") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no room
+    with pytest.raises(CorruptAdapter, match=f"{MAX_BYTES + 1} bytes"):
+        StoredTensors.read(path)
+
+
+def test_what_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"cannot read .*: Is a directory"):
+        StoredTensors.read(tmp_path)
+
+
 def test_heads_and_magnitudes_keep_their_precision_and_no_other_bytes(tmp_path: Path) -> None:
     prefix = "base_model.model."
     tensors = {
@@ -135,6 +157,6 @@ def test_heads_and_magnitudes_keep_their_precision_and_no_other_bytes(tmp_path: 
         (pair.magnitude, "model.layers.0.q_proj.lora_magnitude_vector"),
     ):
         assert torch.equal(found, tensors[f"{prefix}{name}"])
-        assert found.untyped_storage().nbytes() == found.numel() * 4
+        assert found.untyped_storage().nbytes() == (64 + 3 * 64) * 4
     assert pair.a.dtype == pair.b.dtype == torch.bfloat16
     assert torch.equal(pair.a, tensors[f"{prefix}model.layers.0.q_proj.lora_A.weight"].bfloat16())

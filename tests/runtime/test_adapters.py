@@ -19,6 +19,7 @@ from adapterhub.registry.bundle import digest_folder
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
 from adapterhub.runtime.adapters import AdapterCache, Specialist
+from adapterhub.runtime.target import GenerationRequest
 from tests.server.publishing import LABELS, publish
 
 WEIGHTS = "adapter_model.safetensors"
@@ -61,7 +62,7 @@ def test_naming_an_adapter_reads_no_weights(base: Base, version: Version) -> Non
     (version.path / WEIGHTS).unlink()
     found = get(cache(base), version)
     assert found.spec.labels == LABELS
-    with pytest.raises(FileMissing, match=WEIGHTS):
+    with pytest.raises(CorruptAdapter, match=f"'tone@1' is damaged.*{WEIGHTS}"):
         found.adapter.read()
 
 
@@ -108,6 +109,78 @@ def test_rules_of_weights_that_came_from_another_folder_are_refused_at_once(
         assert hub.predict_folder(tmp_path / "copy", ["text"])[0].label in LABELS
         with pytest.raises(CorruptAdapter, match="hash"):
             hub.predict("tone", ["text"])
+
+
+def test_rules_named_before_the_digest_was_hashed_elsewhere_are_refused(
+    base: Base, version: Version, tmp_path: Path
+) -> None:
+    """The weights are in the engine then, and these files are not read: the order of asking must not matter."""
+    shutil.copytree(version.path, tmp_path / "copy")
+    change_labels(version.path, LABELS[::-1])
+    with AdapterHub(base, Registry(tmp_path / "registry")) as hub:
+        early = hub.target("tone")
+        assert hub.predict_folder(tmp_path / "copy", ["text"])[0].label in LABELS
+        with pytest.raises(CorruptAdapter, match="hash"):
+            hub.predict("tone", ["text"])
+        for ask in (lambda: next(hub.answers(early, ["text"])), lambda: next(hub.embeddings(early, ["text"]))):
+            with pytest.raises(CorruptAdapter, match="hash"):
+                ask()
+        shutil.copy(tmp_path / "copy" / "task.json", version.path)
+        assert hub.predict("tone", ["text"]) == hub.predict_folder(tmp_path / "copy", ["text"])
+
+
+def test_a_stream_by_rules_that_are_not_the_digests_ends_in_an_error(base: Base, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    version = publish(registry, base, "writer", tmp_path)
+    text = (version.path / "task.json").read_text()
+    (version.path / "task.json").write_text(text.replace("Be brief.", "Be long."))
+    with AdapterHub(base, registry) as hub:
+        early = hub.target("writer")
+        (version.path / "task.json").write_text(text)
+        assert hub.predict_folder(version.path, ["a"], max_tokens=1)[0].completion_tokens == 1
+        with pytest.raises(CorruptAdapter, match="hash"):
+            hub.generate(early, GenerationRequest(text="a", max_tokens=5)).result()
+        assert hub.predict("writer", ["a"], max_tokens=1)[0].completion_tokens == 1
+
+
+@pytest.mark.parametrize("how", ["a failed read", "another folder"])
+def test_naming_stays_lazy_whatever_was_read_before(base: Base, version: Version, tmp_path: Path, how: str) -> None:
+    adapters = cache(base)
+    if how == "a failed read":
+        (version.path / WEIGHTS).rename(tmp_path / WEIGHTS)
+        with pytest.raises(CorruptAdapter, match="is damaged"):
+            get(adapters, version).adapter.read()
+    else:
+        adapters.read("it", version.path)
+    other = publish(Registry(tmp_path / "registry"), base, "other", tmp_path, seed=4)
+    (other.path / WEIGHTS).unlink()
+    assert get(adapters, other).spec.labels == ()
+
+
+def test_files_are_hashed_at_once_where_what_is_known_has_outgrown_its_bounds(
+    base: Base, version: Version, tmp_path: Path
+) -> None:
+    adapters = AdapterCache(base.name, base.fingerprint, torch.float32, most_known=1)
+    other = publish(Registry(tmp_path / "registry"), base, "other", tmp_path, seed=4)
+    early = get(adapters, version)
+    get(adapters, other).adapter.read()
+    assert get(adapters, version).rules == early.rules
+    change_labels(version.path, LABELS[::-1])
+    adapters.read("other", other.path)
+    with pytest.raises(CorruptAdapter, match="hash"):
+        get(adapters, version)
+
+
+def test_each_of_two_tasks_with_one_digest_is_read_from_its_own_folder(
+    base: Base, version: Version, tmp_path: Path
+) -> None:
+    twin = replace(version, task="twin", path=tmp_path / "twin")
+    shutil.copytree(version.path, twin.path)
+    adapters = cache(base)
+    assert get(adapters, version).adapter.digest == get(adapters, twin).adapter.digest
+    shutil.rmtree(version.path)
+    assert get(adapters, twin).adapter.read().head
+    assert get(adapters, twin).spec.labels == LABELS
 
 
 def test_only_the_last_rules_are_kept(base: Base, tmp_path: Path) -> None:
@@ -173,8 +246,10 @@ def test_missing_files_and_links_are_refused(base: Base, version: Version, tmp_p
     for file in ("task.json", "adapter_config.json"):
         kept = tmp_path / file
         (version.path / file).rename(kept)
-        with pytest.raises(FileMissing, match=file):
+        with pytest.raises(CorruptAdapter, match=f"is damaged.*{file}"):
             get(cache(base), version)
+        with pytest.raises(FileMissing, match=file):
+            cache(base).read("it", version.path)
         (version.path / file).symlink_to(kept)
         with pytest.raises(UnsafeAdapter, match="link"):
             get(cache(base), version)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapterhub import AdapterHub
 from adapterhub.base.source import Base
@@ -16,6 +18,8 @@ from adapterhub.engine.request import Request
 from adapterhub.errors import CorruptAdapter, RefNotFound, UsageError
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.target import GenerationRequest
+from adapterhub.runtime.text import Detokenizer
+from adapterhub.server.startup import HubOptions, open_hub
 from tests.server.publishing import LABELS, publish
 
 LONG = GenerationRequest(text="abc", max_tokens=120, temperature=0, ignore_eos=True)
@@ -152,6 +156,7 @@ def test_a_tasks_versions_share_its_weight(base: Base, tmp_path: Path, monkeypat
         {"prefix_bytes": -1},
         {"resident": 0},
         {"max_rows": 0},
+        {"cache_tokens": 0},
         {"threads": 0},
     ],
 )
@@ -164,3 +169,110 @@ def test_how_many_threads_compute_is_told(base: Base, registry: Registry, caplog
     with caplog.at_level(logging.INFO, logger="adapterhub"), AdapterHub(base, registry, threads=1) as hub:
         assert hub.stats()["threads"] == 1
     assert "threads: 1 (asked for)" in caplog.text
+
+
+def test_the_engine_computes_with_the_threads_that_are_told(base: Base, registry: Registry) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    try:
+        with AdapterHub(base, registry, threads=before + 1) as hub:
+            stream = hub.generate(hub.target("writer"), LONG)
+            stream.subscribe(lambda _: seen.append(torch.get_num_threads()))
+            stream.result()
+    finally:
+        torch.set_num_threads(before)
+    assert seen[-1] == before + 1  # the first ones may have been told in this thread
+
+
+def test_a_pinned_adapter_stays_and_an_unpinned_one_makes_room(base: Base, registry: Registry) -> None:
+    with AdapterHub(base, registry, resident=2, host_bytes=1) as hub:
+        hub.pin("tone")
+        for ref in ("writer", "topics", "writer"):
+            hub.load([ref])
+        before = hub.stats()["adapter_loads"]
+        hub.predict("tone", ["a"])
+        assert hub.stats()["adapter_loads"] == before
+        with pytest.raises(UsageError, match="cannot pin"):
+            hub.pin("writer")
+        hub.unpin("tone")
+        hub.pin("writer")
+        hub.load(["topics"])
+        before = hub.stats()["adapter_loads"]
+        hub.predict("tone", ["a"])
+        assert hub.stats()["adapter_loads"] == before + 1
+
+
+def test_an_unloaded_adapter_leaves_once_its_requests_are_done(hub: AdapterHub) -> None:
+    hub.pin("writer")
+    stream = hub.generate(hub.target("writer"), LONG)
+    hub.unload("writer")
+    assert stream.result().completion_tokens == 120
+    # A job of the engine's thread that comes after: what it does before is done then.
+    hub.load(["tone"])
+    assert hub.stats()["resident_adapters"] == hub.stats()["host_adapters"] == 1
+    assert hub.predict("writer", ["a"], max_tokens=1)[0].completion_tokens == 1
+    assert hub.stats()["adapter_reads"] == 3
+
+
+def test_what_could_not_be_loaded_is_not_left_pinned(base: Base, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    damage(publish(registry, base, "tone", tmp_path, kind="classification").path)
+    publish(registry, base, "writer", tmp_path, seed=1)
+    with AdapterHub(base, registry, resident=2) as hub:
+        with pytest.raises(CorruptAdapter, match="hash"):
+            hub.pin("tone")
+        hub.pin("writer")  # the one place there is for a pin
+
+
+def test_the_base_can_be_neither_pinned_nor_unloaded(hub: AdapterHub, base: Base) -> None:
+    for act in (hub.pin, hub.unpin, hub.unload):
+        with pytest.raises(UsageError, match="bare base"):
+            act(base.name)
+        with pytest.raises(RefNotFound):
+            act("nobody")
+
+
+def test_one_ref_in_place_of_several_is_told(hub: AdapterHub) -> None:
+    with pytest.raises(UsageError, match="one text, 'tone'"):
+        hub.load("tone")
+
+
+def test_what_a_server_was_asked_to_have_at_hand_is_pinned_where_it_can_be(
+    base: Base, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    for resident, told in ((3, False), (2, True)):
+        caplog.clear()
+        options = HubOptions(
+            registry.root, str(base.path), ("tone", "tone@1", "topics"), resident=resident, host_bytes=1
+        )
+        with open_hub(options) as hub:
+            for ref in ("writer", base.name):
+                hub.predict(ref, ["a"], max_tokens=1)
+            before = hub.stats()["adapter_loads"]
+            hub.load(["tone", "topics"])
+            assert (hub.stats()["adapter_loads"] == before) is not told
+        assert ("none is pinned" in caplog.text) is told
+
+
+def test_an_error_while_an_answer_is_read_reaches_the_asker(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = hub.target("tone")
+    assert target.spec is not None
+    few = replace(target, spec=replace(target.spec, labels=("only", "two")))
+    with pytest.raises(ValueError, match="zip"):
+        next(hub.answers(few, ["a"]))
+
+    def broken(self: Detokenizer, token: int) -> str:
+        raise LookupError(f"no text for {token}")
+
+    monkeypatch.setattr(Detokenizer, "add", broken)
+    for ask in (lambda: hub.predict("writer", ["a"]), hub.generate(hub.target("writer"), LONG).result):
+        with pytest.raises(LookupError, match="no text for"):
+            ask()
+
+
+def test_continuations_may_come_from_an_iterator(hub: AdapterHub) -> None:
+    texts = [" one", " two"]
+    expected = hub.score("writer", "a", texts)
+    found = hub.score("writer", "a", iter(texts))  # type: ignore[arg-type]
+    assert [score.text for score in found] == texts
+    assert [score.logprob for score in found] == pytest.approx([score.logprob for score in expected], abs=1e-4)

@@ -254,7 +254,7 @@ def test_missing_weights_are_told_as_such(served: Served) -> None:
     (gone.path / "adapter_model.safetensors").unlink()
     for stream in (False, True):
         answer = served.server.post("/v1/completions", {"model": "gone", "prompt": "hello", "stream": stream})
-        assert (answer.status, answer.error["code"]) == (404, "file_not_found")
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (422, "corrupt_adapter", "model")
 
 
 def test_metrics_tell_the_engines_numbers(served: Served) -> None:
