@@ -30,7 +30,7 @@ def import_command(
 ) -> None:
     """Check an adapter folder against its base and publish it as a version of a task.
 
-    Only safetensors are read. What cannot be served exactly (DoRA, changed embeddings, other tensors than the
+    Only safetensors are read. What cannot be served exactly (changed embeddings, other tensors than the
     configuration says, …) is refused with the reason.
     """
     from adapterhub.pipeline.adopt import Request, adopt
