@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.base.cache import cache_root
 from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.task import PromptSpec, TaskSpec
 from adapterhub.errors import AdapterHubError, ConfigError, UsageError
+from adapterhub.folders import cache_root
 from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
 from adapterhub.registry.bundle import CARD_FILE, digest_folder
