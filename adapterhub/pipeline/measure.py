@@ -11,7 +11,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import Kind, TaskSpec
 from adapterhub.data.tokens import encode_input
 from adapterhub.errors import InvalidRequest
-from adapterhub.metrics import Metric, evaluate
+from adapterhub.metrics import Metric, auroc, calibration_error, evaluate, refusal_recall
 
 if TYPE_CHECKING:
     from adapterhub.runtime.target import Prediction
@@ -79,11 +79,37 @@ def _prompt_tokens(tokenizer: Any, spec: TaskSpec, example: Example) -> int:
         raise type(error)(f"{example.where}: {error}", param=error.param) from error
 
 
-def score(spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]) -> dict[str, Metric]:
-    """Return the metrics of (row, answer) pairs, each row answered once."""
-    found = dict(answered)
-    predicted = [found[row].answer for row in range(len(examples))]
-    return evaluate(spec.kind, [gold_of(example, spec.kind) for example in examples], predicted, spec.labels)
+def score(
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    answered: Iterable[tuple[int, Prediction]],
+    outside: Sequence[Prediction] = (),
+) -> dict[str, Metric]:
+    """Return the metrics of (row, answer) pairs, each row answered once.
+
+    For classification the calibration error is among them, and with the answers to rows that have no label of the task
+    (`outside`), how well those are told apart and refused, beside how many of `examples` are right all the same.
+    """
+    by_row = dict(answered)
+    found = [by_row[row] for row in range(len(examples))]
+    gold = [gold_of(example, spec.kind) for example in examples]
+    metrics = evaluate(spec.kind, gold, [answer.answer for answer in found], spec.labels)
+    if spec.kind != "classification":
+        return metrics
+    right = [likeliest(answer)[0] == label for answer, label in zip(found, gold, strict=True)]
+    sure = [likeliest(answer)[1] for answer in found]
+    metrics["ece"] = calibration_error(sure, right)
+    if outside:
+        metrics["in_scope_accuracy"] = metrics["accuracy"]
+        metrics["oos_recall"] = refusal_recall([answer.label for answer in outside])
+        metrics["oos_auroc"] = auroc(sure, [likeliest(answer)[1] for answer in outside])
+    return metrics
+
+
+def likeliest(answer: Prediction) -> tuple[str, float]:
+    """Return the likeliest label and its probability, whether the task gave it or found it too unlikely."""
+    assert answer.probs
+    return max(answer.probs.items(), key=lambda pair: pair[1])
 
 
 def gold_of(example: Example, kind: Kind) -> Any:
