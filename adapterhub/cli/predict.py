@@ -94,7 +94,8 @@ def evaluate(
         limits = completion_limits(hub.base, spec, examples, max_tokens)
         answered = gold_answers(partial(hub.answers, target), examples, limits)
         found = list(_with_progress(answered, len(examples)))
-        metrics = score(spec, examples, found, list(answers(partial(hub.answers, target), outside)))
+        refused = list(answers(partial(hub.answers, target), outside)) if outside else []
+        metrics = score(spec, examples, found, refused)
     if as_json:
         record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
         if out_of_scope is not None:

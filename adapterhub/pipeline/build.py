@@ -176,7 +176,7 @@ def measure(
             return hub.predict_folder(folder, list(inputs), **options)
 
         answered = gold_answers(ask, examples, limits)
-        return score(spec, examples, answered, list(answers(ask, outside)))
+        return score(spec, examples, answered, list(answers(ask, outside)) if outside else [])
 
 
 def check_writable(place: Path) -> None:

@@ -11,7 +11,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import Kind, TaskSpec
 from adapterhub.data.tokens import encode_input
 from adapterhub.errors import InvalidRequest
-from adapterhub.metrics import Metric, auroc, calibration_error, evaluate, refusal_recall
+from adapterhub.metrics import Metric, accuracy, auroc, calibration_error, evaluate, refusal_recall
 
 if TYPE_CHECKING:
     from adapterhub.runtime.target import Prediction
@@ -87,20 +87,21 @@ def score(
 ) -> dict[str, Metric]:
     """Return the metrics of (row, answer) pairs, each row answered once.
 
-    For classification the calibration error is among them, and with the answers to rows that have no label of the task
-    (`outside`), how well those are told apart and refused, beside how many of `examples` are right all the same.
+    Those of a classification are of the likeliest labels, given or not, so that tasks can be compared. What refusing
+    does stands beside them: where the task may refuse, how many of `examples` get their right label all the same, and
+    with answers to rows that have no label of the task (`outside`), how many of these are refused.
     """
     by_row = dict(answered)
     found = [by_row[row] for row in range(len(examples))]
     gold = [gold_of(example, spec.kind) for example in examples]
-    metrics = evaluate(spec.kind, gold, [answer.answer for answer in found], spec.labels)
     if spec.kind != "classification":
-        return metrics
-    right = [likeliest(answer)[0] == label for answer, label in zip(found, gold, strict=True)]
-    sure = [likeliest(answer)[1] for answer in found]
-    metrics["ece"] = calibration_error(sure, right)
+        return evaluate(spec.kind, gold, [answer.answer for answer in found], spec.labels)
+    labels, sure = zip(*map(likeliest, found), strict=True)
+    metrics = evaluate(spec.kind, gold, labels, spec.labels)
+    metrics["ece"] = calibration_error(sure, [want == got for want, got in zip(gold, labels, strict=True)])
+    if outside or (spec.calibration is not None and spec.calibration.reject_below is not None):
+        metrics["in_scope_accuracy"] = accuracy(gold, [answer.label for answer in found])
     if outside:
-        metrics["in_scope_accuracy"] = metrics["accuracy"]
         metrics["oos_recall"] = refusal_recall([answer.label for answer in outside])
         metrics["oos_auroc"] = auroc(sure, [likeliest(answer)[1] for answer in outside])
     return metrics
@@ -109,7 +110,8 @@ def score(
 def likeliest(answer: Prediction) -> tuple[str, float]:
     """Return the likeliest label and its probability, whether the task gave it or found it too unlikely."""
     assert answer.probs
-    return max(answer.probs.items(), key=lambda pair: pair[1])
+    label, chance = max(answer.probs.items(), key=lambda pair: pair[1])
+    return (label if answer.label is None else answer.label), chance
 
 
 def gold_of(example: Example, kind: Kind) -> Any:
