@@ -18,6 +18,7 @@ Kind = Literal["classification", "multilabel", "generation"]
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DATASET_PREFIX = "hf:"
 MAX_RANK = 1024
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0  # as task.json may hold them
 
 # In a prompt template: an escaped brace, a field, or a brace that is neither.
 TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_-]*)\}|(?P<stray>[{}])")
@@ -55,6 +56,22 @@ def _check_targets(value: Any) -> Any:
     raise ValueError("must be 'all-linear' or a list of module names such as [q_proj, v_proj]")
 
 
+def _check_temperature(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE):
+        return float(value) if _is_number(value) else value
+    raise ValueError(f"must be auto, none, or a number from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}")
+
+
+def _check_reject_below(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and 0 < value < 1):
+        return value
+    raise ValueError("must be auto, none, or a probability above 0 and below 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_layers(value: Any) -> Any:
     if value == "all" or (isinstance(value, str) and re.fullmatch(r"top-[1-9][0-9]{0,3}", value)):
         return value
@@ -69,10 +86,24 @@ Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_check_un
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
+def _without_empty(given: Any, name: str) -> Any:
+    """Return a section without the key `name` where that is empty, so that an empty section means its defaults."""
+    if not isinstance(given, dict):
+        return given
+    return {key: value for key, value in given.items() if key != name or value is not None}
+
+
 class Section(BaseModel):
     """A part of a recipe: nothing unknown, nothing changed after reading, no guessing at types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OutOfScope(Section):
+    """Rows that have none of the task's labels: which to choose a threshold by, and which to measure on."""
+
+    validation: NonEmpty | None = None
+    test: NonEmpty | None = None
 
 
 class Data(Section):
@@ -84,11 +115,23 @@ class Data(Section):
     train: NonEmpty
     validation: NonEmpty | None = None
     test: NonEmpty | None = None
+    out_of_scope: OutOfScope = OutOfScope()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _without_empty(given, "out_of_scope")
 
     def splits(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, as written) for each split that is given."""
+        """Yield (split, as written) for each split of labelled rows that is given."""
         for split in ("train", "validation", "test"):
             if (name := getattr(self, split)) is not None:
+                yield split, name
+
+    def outside(self) -> Iterator[tuple[str, str]]:
+        """Yield (split, as written) for each file of out-of-scope rows that is given."""
+        for split in ("validation", "test"):
+            if (name := getattr(self.out_of_scope, split)) is not None:
                 yield split, name
 
 
@@ -147,6 +190,13 @@ class Training(Section):
         return {**given, "epochs": 3.0} if lengths == [None, None] else given
 
 
+class Calibration(Section):
+    """How sure the task may say it is, and from where on it gives no label; Recipe fills in what is left out."""
+
+    temperature: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_temperature)]
+    reject_below: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_reject_below)]
+
+
 class Recipe(Section):
     """How a task's adapter is made. `path` is the file it was read from."""
 
@@ -164,13 +214,18 @@ class Recipe(Section):
     pad_token: NonEmpty | None = None
     lora: Lora = Lora(alpha=16.0)
     training: Training = Training(epochs=3.0)
+    calibration: Calibration
     path: Annotated[Path, Field(exclude=True, strict=False)]
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        """Let an empty section mean its defaults, and choose the learning rate by kind."""
-        sections = {name: {} if given.get(name) is None else given[name] for name in ("lora", "prompt", "training")}
+        """Let an empty section mean its defaults; choose learning rate and calibration by kind and data."""
+        names = ("lora", "prompt", "training", "calibration")
+        sections = {name: {} if given.get(name) is None else given[name] for name in names}
+        if isinstance(sections["calibration"], dict):
+            said = {key: value for key, value in sections["calibration"].items() if value is not None}
+            sections["calibration"] = {**_default_calibration(given), **said}
         training = sections["training"]
         if isinstance(training, dict) and training.get("learning_rate") is None:
             rate = 5e-4 if given.get("kind") == "generation" else 1e-3
@@ -185,6 +240,21 @@ class Recipe(Section):
                 raise ValueError("labels are given, but a generation task has none; leave them out")
             if len(self.labels) < needed:
                 raise ValueError(f"labels has {len(self.labels)} name(s); {self.kind} needs at least {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_fits_the_kind(self) -> Recipe:
+        asked = self.calibration
+        if self.kind == "generation" and asked.temperature != "none":
+            raise ValueError(
+                "calibration.temperature is given, but a generation task has no probabilities; leave it out"
+            )
+        if self.kind == "classification":
+            return self
+        if asked.reject_below != "none":
+            raise ValueError(f"calibration.reject_below is given, but a {self.kind} task always answers; leave it out")
+        if any(self.data.outside()):
+            raise ValueError(f"data.out_of_scope is given, but a {self.kind} task refuses nothing; leave it out")
         return self
 
     def resolve(self, name: str) -> Path:
@@ -208,6 +278,17 @@ class Recipe(Section):
     def to_record(self) -> dict[str, Any]:
         """Return the recipe with its defaults filled in, ready for JSON; without the place of the file."""
         return self.model_dump(mode="json")
+
+
+def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a recipe calibrates that does not say: by validation, and refusing where it can see what to refuse."""
+    data = given.get("data")
+    outside = data.get("out_of_scope") if isinstance(data, dict) else None
+    seen = isinstance(outside, dict) and outside.get("validation") is not None
+    return {
+        "temperature": "none" if given.get("kind") == "generation" else "auto",
+        "reject_below": "auto" if seen and given.get("kind") == "classification" else "none",
+    }
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

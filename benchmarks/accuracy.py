@@ -5,7 +5,8 @@
 
 Trains through the same code as `adapterhub train`, into a scratch registry. Data: $ADAPTERHUB_DATA, else
 ../shared/data. The base is asked as a person would ask it, greedily: for a label by naming the labels, for slots by
-naming the JSON keys; an answer counts if the first label it names is right, or if it is the right JSON.
+naming the JSON keys; an answer counts if the first label it names is right, or if it is the right JSON. Where a
+recipe has rows out of scope (clinc150), the figures of refusing them stand among the metrics.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def load(name: str, overrides: list[str]) -> Recipe:
     """Read a benchmark recipe with its data where $ADAPTERHUB_DATA says."""
     folder = DATA / name.split("-")[0]
     data = [f"data.{split}={folder / f'{split}.jsonl'}" for split in ("train", "validation", "test")]
+    outside = load_recipe(ROOT / "recipes" / "benchmarks" / f"{name}.yaml").data.outside()
+    data += [f"data.out_of_scope.{split}={folder / f'oos_{split}.jsonl'}" for split, _ in outside]
     return load_recipe(ROOT / "recipes" / "benchmarks" / f"{name}.yaml", [*data, *overrides])
 
 
@@ -86,7 +89,8 @@ def train(name: str, seeds: list[int], overrides: list[str]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             started = time.monotonic()
             recipe = load(name, [*overrides, f"training.seed={seed}"])
-            record = build(recipe, Registry(Path(scratch)), progress_for(Console(stderr=True))).to_record()
+            result = build(recipe, Registry(Path(scratch)), progress_for(Console(stderr=True)))
+        record = result.to_record()
         runs.append({k: v["value"] for k, v in record["metrics"].items()})
         line = {
             "recipe": name,
@@ -94,6 +98,8 @@ def train(name: str, seeds: list[int], overrides: list[str]) -> None:
             "seconds": round(time.monotonic() - started),
             "metrics": record["metrics"],
         }
+        if (calibration := result.training.spec.calibration) is not None:
+            line |= {"temperature": calibration.temperature, "reject_below": calibration.reject_below}
         for key in ("examples_per_second", "tokens_per_second", "peak_memory_bytes"):
             line[key] = round(record[key], 1)
         print(json.dumps(line), flush=True)

@@ -65,6 +65,9 @@ def predict(
 def evaluate(
     ref: RefArgument,
     data: Annotated[Path, typer.Option("--data", help="Labelled examples: JSONL, CSV or Parquet.")],
+    out_of_scope: Annotated[
+        Path | None, typer.Option("--out-of-scope", help="Rows that have none of the labels, to measure refusals on.")
+    ] = None,
     base: BaseOption = None,
     registry: RegistryOption = None,
     max_tokens: Annotated[
@@ -75,7 +78,8 @@ def evaluate(
 ) -> None:
     """Measure a version on labelled examples: each metric with its 95% interval."""
     from adapterhub.data.files import read_examples
-    from adapterhub.pipeline.measure import completion_limits, gold_answers, score
+    from adapterhub.pipeline.measure import answers, completion_limits, gold_answers, score
+    from adapterhub.pipeline.splits import read_outside
 
     with _opened(ref, base, registry) as hub:
         target = hub.target(ref)
@@ -83,18 +87,25 @@ def evaluate(
         if spec is None:
             raise UsageError(f"{ref!r} is a base; eval measures a version of a task")
         _check_options(target, {} if max_tokens is None else {"max_tokens": max_tokens})
+        if out_of_scope is not None and spec.kind != "classification":
+            raise UsageError(f"--out-of-scope: for classification, but {ref!r} is a {spec.kind} task; leave it out")
         examples = list(read_examples(data, spec.kind, labels=spec.labels or None))
+        outside = read_outside(out_of_scope, spec.kind) if out_of_scope is not None else []
         limits = completion_limits(hub.base, spec, examples, max_tokens)
         answered = gold_answers(partial(hub.answers, target), examples, limits)
-        metrics = score(spec, examples, _with_progress(answered, len(examples)))
+        found = list(_with_progress(answered, len(examples)))
+        refused = list(answers(partial(hub.answers, target), outside)) if outside else []
+        metrics = score(spec, examples, found, refused)
     if as_json:
         record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
+        if out_of_scope is not None:
+            record |= {"out_of_scope": str(out_of_scope), "out_of_scope_rows": len(outside)}
         emit({**record, "metrics": {name: metric.to_record() for name, metric in metrics.items()}})
         return
     screen = console()
     screen.print(f"{ref} on {len(examples)} rows of {data}", markup=False, highlight=False)
     for name, metric in metrics.items():
-        screen.print(f"  {name:<12} {metric.value:.4f}  (95% interval {metric.low:.4f} to {metric.high:.4f})")
+        screen.print(f"  {name:<17} {metric.value:.4f}  (95% interval {metric.low:.4f} to {metric.high:.4f})")
 
 
 def _opened(ref: str, base: str | None, registry: Path | None) -> AdapterHub:

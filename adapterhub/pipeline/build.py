@@ -24,7 +24,8 @@ from adapterhub.registry.provenance import git_commit, package_versions
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
-from .measure import completion_limits, gold_answers, score
+from .calibrate import Calibrated, calibrate, check_outside
+from .measure import answers, completion_limits, gold_answers, score
 from .splits import Splits, read_splits
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
     registry.check_base(recipe.task, base.fingerprint)
     check_writable(registry.root / recipe.task)
     spec = make_spec(recipe, base, splits.labels)
+    check_outside(base, spec, splits)
     progress.stage(
         f"{recipe.task}: {len(splits.train)} rows to train on, {len(splits.validation)} to validate on"
         f"{f' ({splits.held_out})' if splits.held_out else ''}; base {base.name}"
@@ -86,12 +88,19 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
         result = train_adapter(job, folder, progress)
         gc.collect()  # The training model goes before the one that answers comes.
         measured_on, examples = splits.measured
-        progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
+        calibrated = Calibrated(result.spec)
         try:
-            metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision)
-            published = registry.publish(recipe.task, folder, make_card(recipe, base, splits, result, metrics))
+            calibrated = calibrate(recipe, base, registry, folder, result.spec, splits)
+            result = replace(result, spec=calibrated.spec)
+            if calibrated.record:
+                progress.stage(f"{recipe.task}: {calibrated}")
+            progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
+            outside = splits.measured_outside
+            metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision, outside)
+            card = make_card(recipe, base, splits, result, metrics, calibrated.record)
+            published = registry.publish(recipe.task, folder, card)
         except AdapterHubError as error:
-            kept = keep(recipe.task, folder, make_card(recipe, base, splits, result, {}))
+            kept = keep(recipe.task, folder, make_card(recipe, base, splits, result, {}, calibrated.record))
             raise type(error)(
                 f"{error}. Training had succeeded and its adapter is kept in {kept}: when that is solved, publish it "
                 f"with `adapterhub registry import {kept} --task {recipe.task}`"
@@ -146,9 +155,18 @@ def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
 
 
 def measure(
-    base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example], precision: str
+    base: Base,
+    registry: Registry,
+    folder: Path,
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    precision: str,
+    outside: Sequence[Example] = (),
 ) -> dict[str, Metric]:
-    """Return the metrics of an adapter folder, answering through the same runtime that serves it."""
+    """Return the metrics of an adapter folder, answering through the same runtime that serves it.
+
+    `outside` are rows that have none of the task's labels.
+    """
     from adapterhub.runtime.hub import AdapterHub
 
     limits = completion_limits(base, spec, examples)
@@ -157,7 +175,8 @@ def measure(
         def ask(inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[Prediction]:
             return hub.predict_folder(folder, list(inputs), **options)
 
-        return score(spec, examples, gold_answers(ask, examples, limits))
+        answered = gold_answers(ask, examples, limits)
+        return score(spec, examples, answered, list(answers(ask, outside)) if outside else [])
 
 
 def check_writable(place: Path) -> None:
@@ -190,7 +209,12 @@ def keep(task: str, folder: Path, card: Card) -> Path:
 
 
 def make_card(
-    recipe: Recipe, base: Base, splits: Splits, result: TrainingResult, metrics: Mapping[str, Metric]
+    recipe: Recipe,
+    base: Base,
+    splits: Splits,
+    result: TrainingResult,
+    metrics: Mapping[str, Metric],
+    calibration: Mapping[str, Any],
 ) -> Card:
     """Return the card: where everything came from, and what came of it."""
     return Card(
@@ -203,6 +227,7 @@ def make_card(
         metrics={name: metric.to_record() for name, metric in metrics.items()},
         measured_on=splits.measured[0],
         training={**result.to_record(), "seed": recipe.training.seed},
+        calibration=calibration,
         packages=package_versions(),
         git_commit=git_commit(recipe.path.parent),
         description=recipe.description,

@@ -288,12 +288,21 @@ def _fields(given: Input, name: str) -> Mapping[str, Any]:
 
 
 def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:
-    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid)."""
+    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid).
+
+    With a calibration the logits are divided by its temperature first, and no label is given where the likeliest one is
+    less likely than it asks for.
+    """
+    given = tuple(logits.tolist())
+    temperature = 1.0 if spec.calibration is None else spec.calibration.temperature
     if spec.kind == "multilabel":
-        values = torch.sigmoid(logits).tolist()
+        values = torch.sigmoid(logits / temperature).tolist()
         probs = dict(zip(spec.labels, values, strict=True))
         chosen = tuple(label for label, value in probs.items() if value >= 0.5)
-        return Prediction(labels=chosen, probs=probs, prompt_tokens=tokens)
-    values = torch.softmax(logits, dim=-1).tolist()
+        return Prediction(labels=chosen, probs=probs, logits=given, prompt_tokens=tokens)
+    # Below the highest, so that no logit divided by a small temperature becomes infinite where it counts.
+    values = torch.softmax((logits - logits.max()) / temperature, dim=-1).tolist()
     probs = dict(zip(spec.labels, values, strict=True))
-    return Prediction(label=spec.labels[int(logits.argmax())], probs=probs, prompt_tokens=tokens)
+    least = None if spec.calibration is None else spec.calibration.reject_below
+    label = None if least is not None and max(values) < least else spec.labels[int(logits.argmax())]
+    return Prediction(label=label, probs=probs, logits=given, prompt_tokens=tokens)
