@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.errors import CorruptAdapter
 
-Kind = Literal["classification", "multilabel", "generation"]
-KINDS: tuple[Kind, ...] = ("classification", "multilabel", "generation")
+if TYPE_CHECKING:
+    from adapterhub import recipe
+
+Kind = Literal["classification", "multilabel", "generation", "embedding"]
+KINDS: tuple[Kind, ...] = ("classification", "multilabel", "generation", "embedding")
+Pooling = Literal["last", "pooler", "cls", "mean"]
+
+
+def task_kind(kind: recipe.Kind) -> Kind:
+    """Return what a task is served as that was trained as `kind`: preferences teach a generation task."""
+    return "generation" if kind == "preference" else kind
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,9 @@ class PromptSpec:
 class TaskSpec:
     """The rules a task was trained with; the same rules hold when it is served.
 
-    `max_length` counts tokens: of the text for classification, of prompt and completion together for generation.
-    `pooling` is "last" (rightmost non-pad token), "pooler" or "cls" (encoders), or None for generation.
+    `max_length` counts tokens: of the text, for generation of prompt and completion together.
+    `pooling` says which states a head reads: "last" (rightmost non-pad token), "pooler" or "cls" (encoders). For
+    embedding it says how a text becomes a vector: "mean", "last" or "cls" (the first token). None for generation.
     `base_fingerprint` is that of the base the adapter was trained on.
     """
 
@@ -41,7 +51,7 @@ class TaskSpec:
     max_length: int
     labels: tuple[str, ...] = ()
     prompt: PromptSpec = field(default_factory=PromptSpec)
-    pooling: Literal["last", "pooler", "cls"] | None = None
+    pooling: Pooling | None = None
     pad_token: str | None = None
 
     def to_json(self) -> str:

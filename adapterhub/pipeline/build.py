@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from adapterhub.base.cache import cache_root
 from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
-from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
 from adapterhub.errors import AdapterHubError, ConfigError, UsageError
 from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
@@ -25,10 +26,10 @@ from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
 from .measure import completion_limits, gold_answers, score
+from .pairs import preference_of, retrieval_of
 from .splits import Splits, read_splits
 
 if TYPE_CHECKING:
-    from adapterhub.runtime.target import Prediction
     from adapterhub.training.job import Progress, TrainingResult
 
 # Unless the recipe says otherwise: bases advertise contexts far longer than a task's texts, and memory follows length.
@@ -88,7 +89,7 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
         measured_on, examples = splits.measured
         progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
         try:
-            metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision)
+            metrics = measure(recipe, base, registry, folder, result.spec, examples)
             published = registry.publish(recipe.task, folder, make_card(recipe, base, splits, result, metrics))
         except AdapterHubError as error:
             kept = keep(recipe.task, folder, make_card(recipe, base, splits, result, {}))
@@ -104,9 +105,9 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
 
     Raises ConfigError where the recipe asks for a context, a chat template or a use that the base does not have.
     """
-    if recipe.kind == "generation" and base.is_encoder:
+    if task_kind(recipe.kind) == "generation" and base.is_encoder:
         raise ConfigError(
-            f"{recipe.path}: kind is 'generation', but base {base.name!r} is an encoder, which cannot write; "
+            f"{recipe.path}: kind is {recipe.kind!r}, but base {base.name!r} is an encoder, which cannot write; "
             "use a decoder such as smollm2-135m-instruct"
         )
     if recipe.max_length is not None and recipe.max_length > base.context_length:
@@ -115,7 +116,7 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
             f"tokens; set it to {base.context_length} or less"
         )
     return TaskSpec(
-        kind=recipe.kind,
+        kind=task_kind(recipe.kind),
         base_fingerprint=base.fingerprint,
         max_length=recipe.max_length or min(base.context_length, DEFAULT_MAX_LENGTH),
         labels=tuple(labels),
@@ -127,9 +128,11 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
 def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
     """Settle the prompt's style, and copy the base's chat template, so that it is the same wherever it is served."""
     style, asked = recipe.prompt.style, recipe.prompt
-    if recipe.kind != "generation" or style == "plain":
+    if task_kind(recipe.kind) != "generation" or style == "plain":
         if style == "chat":
-            raise ConfigError(f"{recipe.path}: prompt.style is 'chat', which only kind 'generation' has; leave it out")
+            raise ConfigError(
+                f"{recipe.path}: prompt.style is 'chat', which only 'generation' and 'preference' have; leave it out"
+            )
         return PromptSpec("plain", asked.system, asked.template)
     from adapterhub.base.load import load_tokenizer
 
@@ -146,18 +149,19 @@ def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
 
 
 def measure(
-    base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example], precision: str
+    recipe: Recipe, base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example]
 ) -> dict[str, Metric]:
-    """Return the metrics of an adapter folder, answering through the same runtime that serves it."""
+    """Return the metrics of a recipe's adapter folder, answering through the same runtime that serves it."""
     from adapterhub.runtime.hub import AdapterHub
 
-    limits = completion_limits(base, spec, examples)
-    with AdapterHub(base=base, registry=registry, precision=precision) as hub:
-
-        def ask(inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[Prediction]:
-            return hub.predict_folder(folder, list(inputs), **options)
-
-        return score(spec, examples, gold_answers(ask, examples, limits))
+    with AdapterHub(base=base, registry=registry, precision=recipe.training.precision) as hub:
+        target = hub.folder(folder)
+        if recipe.kind == "preference":
+            return preference_of(hub, target, examples)
+        ask = partial(hub.answers, target)
+        if spec.kind == "embedding":
+            return retrieval_of(spec, examples, ask)
+        return score(spec, examples, gold_answers(ask, examples, completion_limits(base, spec, examples)))
 
 
 def check_writable(place: Path) -> None:
@@ -194,7 +198,7 @@ def make_card(
 ) -> Card:
     """Return the card: where everything came from, and what came of it."""
     return Card(
-        kind=recipe.kind,
+        kind=result.spec.kind,
         base=base.to_card(),
         task=recipe.task,
         recipe=recipe.to_record(),

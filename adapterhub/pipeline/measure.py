@@ -81,6 +81,7 @@ def _prompt_tokens(tokenizer: Any, spec: TaskSpec, example: Example) -> int:
 
 def score(spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]) -> dict[str, Metric]:
     """Return the metrics of (row, answer) pairs, each row answered once."""
+    assert spec.kind != "embedding", "see pairs.retrieval_of"
     found = dict(answered)
     predicted = [found[row].answer for row in range(len(examples))]
     return evaluate(spec.kind, [gold_of(example, spec.kind) for example in examples], predicted, spec.labels)
@@ -88,6 +89,7 @@ def score(spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[
 
 def gold_of(example: Example, kind: Kind) -> Any:
     """Return the label, the labels or the completion of a row."""
+    assert kind != "embedding", "vectors are not compared with a gold one, see pairs.found_at"
     if kind == "classification":
         return example.label
     return example.labels if kind == "multilabel" else example.completion

@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub.data.example import Example, collect_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.split import hold_out
-from adapterhub.recipe import Recipe
+from adapterhub.recipe import LABELLED, Recipe
 from adapterhub.registry.provenance import split_record
 
 
@@ -47,7 +47,7 @@ def read_splits(recipe: Recipe) -> Splits:
     labels = recipe.labels
     train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
     if labels is None:
-        labels = collect_labels(train, recipe.kind) if recipe.kind != "generation" else ()
+        labels = collect_labels(train, recipe.kind) if recipe.kind in LABELLED else ()
     read = {
         name: list(read_examples(recipe.resolve(source), recipe.kind, labels=labels or None))
         for name, source in recipe.data.splits()

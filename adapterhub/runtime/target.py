@@ -66,12 +66,13 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`."""
+    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`, or a `vector` of length 1."""
 
     label: str | None = None
     labels: tuple[str, ...] | None = None
     probs: Mapping[str, float] | None = None
     completion: str | None = None
+    vector: tuple[float, ...] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -88,6 +89,8 @@ class Prediction:
         """Return the JSON-able answer, without token counts."""
         if self.completion is not None:
             return {"completion": self.completion}
+        if self.vector is not None:
+            return {"vector": list(self.vector)}
         key = "label" if self.labels is None else "labels"
         value = self.label if self.labels is None else list(self.labels)
         return {key: value, "probs": dict(self.probs or {})}
@@ -95,7 +98,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A text's vector: [dim], float32 or wider, on the CPU, not normalised."""
+    """A text's vector: [dim], float32 or wider, on the CPU; of length 1 where an embedding task made it."""
 
     vector: Tensor
     prompt_tokens: int
