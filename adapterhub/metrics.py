@@ -1,10 +1,11 @@
-"""How good answers are: accuracy, F1, exact match, calibration and telling in from out, each with a 95% interval.
+"""How good answers are: accuracy, F1, exact match, ranks, calibration and telling in from out, each with an interval.
 
-Accuracy, recall and exact match are proportions and get the score interval of Wilson, "Probable inference, the law of
-succession, and statistical inference", JASA 22 (1927). F1, calibration error and AUROC are no means over rows, so they
-get the percentile bootstrap of Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7
-(1979): rows drawn with replacement 1,000 times from a fixed seed, so that equal inputs give equal intervals. The
-calibration error of a resample is on average larger than that of the rows it was drawn from: its interval lies high.
+Intervals are of 95%. Accuracy, recall and exact match are proportions and get the score interval of Wilson, "Probable
+inference, the law of succession, and statistical inference", JASA 22 (1927). F1, calibration error, AUROC and a mean of
+reciprocal ranks are no proportions, so they get the percentile bootstrap of Efron, "Bootstrap methods: another look at
+the jackknife", Annals of Statistics 7 (1979): rows drawn with replacement 1,000 times from a fixed seed, so that equal
+inputs give equal intervals. The calibration error of a resample is on average larger than that of the rows it was drawn
+from: its interval lies high.
 """
 
 from __future__ import annotations
@@ -60,10 +61,21 @@ def evaluate(
     return metrics
 
 
+def share(successes: int, rows: int) -> Metric:
+    """Return a share of rows with Wilson's score interval."""
+    value = successes / rows
+    center = value + _Z95**2 / (2 * rows)
+    spread = _Z95 * math.sqrt(value * (1 - value) / rows + _Z95**2 / (4 * rows**2))
+    scale = 1 + _Z95**2 / rows
+    return Metric(
+        value, min(value, max(0.0, (center - spread) / scale)), max(value, min(1.0, (center + spread) / scale))
+    )
+
+
 def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> Metric:
     """Return the share of rows whose prediction equals the gold label; None, no label given, equals none."""
     _check_rows(gold, predicted)
-    return _proportion(sum(want == got for want, got in zip(gold, predicted, strict=True)), len(gold))
+    return share(sum(want == got for want, got in zip(gold, predicted, strict=True)), len(gold))
 
 
 def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
@@ -72,7 +84,7 @@ def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
     Where both are JSON objects or arrays they are compared as values: the order of keys and spacing do not matter.
     """
     _check_rows(gold, predicted)
-    return _proportion(sum(map(_matches, gold, predicted)), len(gold))
+    return share(sum(map(_matches, gold, predicted)), len(gold))
 
 
 def macro_f1(gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str] = ()) -> Metric:
@@ -158,7 +170,7 @@ def auroc(higher: Sequence[float], lower: Sequence[float]) -> Metric:
 def refusal_recall(predicted: Sequence[str | None]) -> Metric:
     """Return the share of rows that were given no label; all of them belong to none."""
     _check_rows(predicted, predicted)
-    return _proportion(sum(label is None for label in predicted), len(predicted))
+    return share(sum(label is None for label in predicted), len(predicted))
 
 
 def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
@@ -180,20 +192,45 @@ def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
     return _with_interval(float(value[0]), np.concatenate(boots))
 
 
+def retrieval(places: Sequence[int]) -> dict[str, Metric]:
+    """Return recall_at_1, recall_at_5 and mrr (mean reciprocal rank) of `ranks`, the places of the right texts."""
+    import numpy as np
+
+    if not places:
+        raise ValueError("no ranks; expected some")
+    reciprocal = 1 / np.array(places, np.float64)
+    boots = [weights @ reciprocal / len(places) for weights in _resamples(len(places))]
+    return {
+        "recall_at_1": share(sum(place <= 1 for place in places), len(places)),
+        "recall_at_5": share(sum(place <= 5 for place in places), len(places)),
+        "mrr": _with_interval(float(reciprocal.mean()), np.concatenate(boots)),
+    }
+
+
+def ranks(
+    queries: NDArray[np.floating[Any]],
+    pool: NDArray[np.floating[Any]],
+    own: Sequence[int],
+    right: Sequence[Collection[int]],
+) -> list[int]:
+    """Return for each query, 1 being best, at which place its own text of the pool is found by inner product.
+
+    `queries` is [rows, dim], `pool` [texts, dim]; `own` is each query's text, `right` all that are right for it, of
+    which others do not count. Texts as near as its own count as nearer, so that equal vectors find nothing.
+    """
+    found: list[int] = []
+    block = max(1, _CHUNK_CELLS // len(pool))
+    for start in range(0, len(queries), block):
+        near = queries[start : start + block] @ pool.T  # [rows of this block, texts]
+        for row, similarities in enumerate(near, start):
+            nearer = similarities >= similarities[own[row]]
+            found.append(1 + int(nearer.sum()) - int(nearer[[*right[row]]].sum()))
+    return found
+
+
 def _check_rows(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
     if len(gold) != len(predicted) or not gold:
         raise ValueError(f"{len(gold)} gold answers and {len(predicted)} predictions; expected as many, and some")
-
-
-def _proportion(successes: int, rows: int) -> Metric:
-    """Wilson's score interval."""
-    share = successes / rows
-    center = share + _Z95**2 / (2 * rows)
-    spread = _Z95 * math.sqrt(share * (1 - share) / rows + _Z95**2 / (4 * rows**2))
-    scale = 1 + _Z95**2 / rows
-    return Metric(
-        share, min(share, max(0.0, (center - spread) / scale)), max(share, min(1.0, (center + spread) / scale))
-    )
 
 
 def _with_interval(value: float, boots: NDArray[np.floating[Any]]) -> Metric:

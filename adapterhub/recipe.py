@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from pydantic_core import ErrorDetails
 
 from adapterhub.errors import ConfigError
 
-Kind = Literal["classification", "multilabel", "generation"]
+# What is trained. A preference recipe makes a generation task (`data.task.task_kind`); the others make their own kind.
+Kind = Literal["classification", "multilabel", "generation", "preference", "embedding"]
+LABELLED: frozenset[Kind] = frozenset({"classification", "multilabel"})
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DATASET_PREFIX = "hf:"
 MAX_RANK = 1024
@@ -80,6 +83,17 @@ def _check_layers(value: Any) -> Any:
             return tuple(sorted(value))
         raise ValueError("names a layer twice")
     raise ValueError("must be 'all', 'top-N' such as top-8, or a list of layer numbers from 0 such as [6, 7]")
+
+
+def _check_class_weights(value: Any) -> Any:
+    if value is None or value in ("none", "balanced"):
+        return None if value == "none" else value
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must be 'balanced', or weights by label such as {spam: 3, ham: 1}")
+    for label, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"gives {label!r} the weight {weight!r}; expected a number above 0")
+    return {label: float(weight) for label, weight in value.items()}
 
 
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_check_unique)]
@@ -163,8 +177,22 @@ class Lora(Section):
         return {**given, "alpha": 2.0 * rank} if isinstance(rank, int) and 0 < rank <= MAX_RANK else given
 
 
+# The keys of `training` that not every kind has a use for: who has, and the value where none is given.
+_USES: Mapping[str, tuple[tuple[Kind, ...], float | None]] = {
+    "beta": (("preference",), 0.1),
+    "contrastive_temperature": (("embedding",), 0.05),
+    "label_smoothing": (("classification",), None),
+    "class_weights": (("classification", "multilabel"), None),
+}
+_RATES: Mapping[str, float] = {"generation": 5e-4, "preference": 2e-4, "embedding": 5e-4}
+
+
 class Training(Section):
-    """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps."""
+    """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps.
+
+    `beta`, `contrastive_temperature`, `label_smoothing` and `class_weights` are None where the kind has no use for
+    them.
+    """
 
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
@@ -178,6 +206,12 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: Annotated[int, Field(ge=1)] | None = None
     early_stopping: Annotated[int, Field(ge=1)] | None = None
+    beta: Annotated[float, Field(gt=0)] | None = None
+    contrastive_temperature: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    class_weights: Annotated[
+        Literal["balanced"] | Mapping[str, float] | None, BeforeValidator(_check_class_weights)
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -220,24 +254,26 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        """Let an empty section mean its defaults; choose learning rate and calibration by kind and data."""
+        """Let an empty section mean its defaults, and choose what depends on kind and data."""
         names = ("lora", "prompt", "training", "calibration")
         sections = {name: {} if given.get(name) is None else given[name] for name in names}
         if isinstance(sections["calibration"], dict):
             said = {key: value for key, value in sections["calibration"].items() if value is not None}
             sections["calibration"] = {**_default_calibration(given), **said}
-        training = sections["training"]
-        if isinstance(training, dict) and training.get("learning_rate") is None:
-            rate = 5e-4 if given.get("kind") == "generation" else 1e-3
-            sections["training"] = {**training, "learning_rate": rate}
+        training, kind = sections["training"], given.get("kind")
+        if isinstance(training, dict) and isinstance(kind, str):
+            chosen: dict[str, Any] = {name: value for name, (kinds, value) in _USES.items() if kind in kinds}
+            chosen["learning_rate"] = _RATES.get(kind, 1e-3)
+            sections["training"] = {**training, **{k: v for k, v in chosen.items() if training.get(k) is None}}
         return {**given, **sections}
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Recipe:
         if self.labels is not None:
-            needed = {"classification": 2, "multilabel": 1, "generation": 0}[self.kind]
-            if self.kind == "generation":
-                raise ValueError("labels are given, but a generation task has none; leave them out")
+            if self.kind not in LABELLED:
+                a_task = "an embedding task" if self.kind == "embedding" else f"a {self.kind} task"
+                raise ValueError(f"labels are given, but {a_task} has none; leave them out")
+            needed = 2 if self.kind == "classification" else 1
             if len(self.labels) < needed:
                 raise ValueError(f"labels has {len(self.labels)} name(s); {self.kind} needs at least {needed}")
         return self
@@ -245,9 +281,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _calibration_fits_the_kind(self) -> Recipe:
         asked = self.calibration
-        if self.kind == "generation" and asked.temperature != "none":
+        if self.kind not in LABELLED and asked.temperature != "none":
             raise ValueError(
-                "calibration.temperature is given, but a generation task has no probabilities; leave it out"
+                f"calibration.temperature is given, but a {self.kind} task has no probabilities; leave it out"
             )
         if self.kind == "classification":
             return self
@@ -255,6 +291,20 @@ class Recipe(Section):
             raise ValueError(f"calibration.reject_below is given, but a {self.kind} task always answers; leave it out")
         if any(self.data.outside()):
             raise ValueError(f"data.out_of_scope is given, but a {self.kind} task refuses nothing; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_the_kind(self) -> Recipe:
+        for name, (kinds, _) in _USES.items():
+            value = getattr(self.training, name)
+            if value is not None and self.kind not in kinds:
+                raise ValueError(
+                    f"training.{name} is {value!r}, but kind is {self.kind!r}; only {' and '.join(kinds)} "
+                    f"{'have' if len(kinds) > 1 else 'has'} a use for it, so leave it out"
+                )
+        weights = self.training.class_weights
+        if isinstance(weights, Mapping) and self.labels is not None:
+            check_class_weights(weights, self.labels)
         return self
 
     def resolve(self, name: str) -> Path:
@@ -276,8 +326,22 @@ class Recipe(Section):
         return str(self.resolve(self.base).resolve()) if is_path else self.base
 
     def to_record(self) -> dict[str, Any]:
-        """Return the recipe with its defaults filled in, ready for JSON; without the place of the file."""
-        return self.model_dump(mode="json")
+        """Return the recipe with its defaults filled in, ready for JSON; without the place of the file.
+
+        What only some kinds of training know is left out where it is not set.
+        """
+        record = self.model_dump(mode="json")
+        record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
+        return record
+
+
+def check_class_weights(weights: Mapping[str, float], labels: Sequence[str]) -> None:
+    """Raise ValueError where `training.class_weights` names a label that the task does not have."""
+    for label in weights:
+        if label not in labels:
+            near = difflib.get_close_matches(label, labels, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(labels)}"
+            raise ValueError(f"training.class_weights names {label!r}, which is no label; {hint}")
 
 
 def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
@@ -286,7 +350,7 @@ def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
     outside = data.get("out_of_scope") if isinstance(data, dict) else None
     seen = isinstance(outside, dict) and outside.get("validation") is not None
     return {
-        "temperature": "none" if given.get("kind") == "generation" else "auto",
+        "temperature": "auto" if given.get("kind") in LABELLED else "none",
         "reject_below": "auto" if seen and given.get("kind") == "classification" else "none",
     }
 

@@ -186,7 +186,8 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         f"{file}: task is 'Trec': must be 1 to 64 lower-case letters, digits, '.', '_' or '-', "
         "and begin with a letter or digit",
         f"{file}: the key 'base' is missing; every recipe needs it",
-        f"{file}: kind is 'classify': must be 'classification', 'multilabel' or 'generation'",
+        f"{file}: kind is 'classify': must be 'classification', 'multilabel', 'generation', 'preference' or "
+        "'embedding'",
         f"{file}: data.train is '': must not be empty",
     ]
 
@@ -240,6 +241,70 @@ def test_generation_has_no_labels(tmp_path: Path) -> None:
     (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=generation")
     assert "a generation task has none" in message
     assert load(tmp_path, "labels: [a]", "kind=multilabel").labels == ("a",)
+
+
+def test_other_kinds_than_the_labelled_ones_have_no_labels(tmp_path: Path) -> None:
+    (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=preference")
+    assert "a preference task has none" in message
+    (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=embedding")
+    assert "an embedding task has none" in message
+
+
+class TestKeysOfSomeKinds:
+    def test_defaults_are_those_of_the_kind(self, tmp_path: Path) -> None:
+        preference = load(tmp_path, "", "kind=preference").training
+        embedding = load(tmp_path, "", "kind=embedding").training
+        plain = load(tmp_path).training
+        assert (preference.beta, preference.contrastive_temperature, preference.learning_rate) == (0.1, None, 2e-4)
+        assert (embedding.beta, embedding.contrastive_temperature, embedding.learning_rate) == (None, 0.05, 5e-4)
+        assert (plain.label_smoothing, plain.class_weights, plain.beta) == (None, None, None)
+
+    def test_what_is_not_set_is_not_recorded(self, tmp_path: Path) -> None:
+        assert "beta" not in load(tmp_path).to_record()["training"]
+        record = load(tmp_path, "", "kind=preference").to_record()["training"]
+        assert record["beta"] == 0.1
+        assert "contrastive_temperature" not in record
+        weighed = load(tmp_path, "training: {class_weights: {a: 2, b: 0.5}, label_smoothing: 0.1}")
+        record = json.loads(json.dumps(weighed.to_record()))["training"]
+        assert (record["class_weights"], record["label_smoothing"]) == ({"a": 2.0, "b": 0.5}, 0.1)
+
+    @pytest.mark.parametrize(
+        ("setting", "kind", "who"),
+        [
+            ("beta=0.1", "generation", "only preference has"),
+            ("contrastive_temperature=0.1", "preference", "only embedding has"),
+            ("label_smoothing=0.1", "multilabel", "only classification has"),
+            ("label_smoothing=0", "embedding", "only classification has"),
+            ("class_weights=balanced", "generation", "only classification and multilabel have"),
+        ],
+    )
+    def test_a_key_the_kind_has_no_use_for_is_refused(self, tmp_path: Path, setting: str, kind: str, who: str) -> None:
+        (message,) = refused(tmp_path, SMALLEST, f"kind={kind}", f"training.{setting}")
+        assert f"training.{setting.partition('=')[0]} is " in message
+        assert f"but kind is {kind!r}; {who} a use for it, so leave it out" in message
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ("training: {beta: 0}", "training.beta is 0: must be greater than 0"),
+            ("training: {label_smoothing: 1}", "training.label_smoothing is 1: must be less than 1"),
+            ("training: {class_weights: even}", "training.class_weights is 'even': must be 'balanced', or weights"),
+            ("training: {class_weights: {}}", "training.class_weights: must be 'balanced', or weights"),
+            ("training: {class_weights: {a: 0}}", "training.class_weights: gives 'a' the weight 0"),
+            ("training: {class_weights: {a: x}}", "training.class_weights: gives 'a' the weight 'x'"),
+            (
+                "labels: [spam, ham]\ntraining: {class_weights: {span: 2}}",
+                "training.class_weights names 'span', which is no label; did you mean 'spam'?",
+            ),
+        ],
+    )
+    def test_wrong_values_are_named(self, tmp_path: Path, more: str, said: str) -> None:
+        (message,) = refused(tmp_path, SMALLEST + more)
+        assert message.startswith(f"{tmp_path / 'recipe.yaml'}: {said}")
+
+    def test_none_means_no_weights(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "training: {class_weights: none}").training.class_weights is None
+        assert load(tmp_path, "training: {class_weights: balanced}").training.class_weights == "balanced"
 
 
 class TestOverrides:

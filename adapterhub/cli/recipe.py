@@ -80,7 +80,7 @@ def show(report: Report, screen: Console) -> None:
 
 
 def _split(name: str, split: SplitReport) -> str:
-    return f"{name:<11} {split.rows:>7,} rows  {split.source}{_labels(split.labels)}"
+    return f"{name:<11} {split.rows:>7,} rows  {split.source}{_labels(split.labels)}{_texts(split.texts)}"
 
 
 def _labels(counts: Mapping[str, int]) -> str:
@@ -92,6 +92,11 @@ def _labels(counts: Mapping[str, int]) -> str:
         return f" ({len(counts)} labels, {least}{'' if least == most else f' to {most}'} each)"
     by_rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f" ({', '.join(f'{label} {count}' for label, count in by_rows)})"
+
+
+def _texts(counts: Mapping[str, int]) -> str:
+    """Say of pairs how many different texts they are made of."""
+    return f" ({', '.join(f'{count} {name}' for name, count in counts.items())})" if counts else ""
 
 
 def _figures(estimate: Estimate) -> list[tuple[str, str]]:

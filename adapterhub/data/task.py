@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.errors import CorruptAdapter
 
-Kind = Literal["classification", "multilabel", "generation"]
-KINDS: tuple[Kind, ...] = ("classification", "multilabel", "generation")
 # Beyond these bounds a temperature says nothing any more: all certain, or all alike.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
+
+if TYPE_CHECKING:
+    from adapterhub import recipe
+
+Kind = Literal["classification", "multilabel", "generation", "embedding"]
+KINDS: tuple[Kind, ...] = ("classification", "multilabel", "generation", "embedding")
+Pooling = Literal["last", "pooler", "cls", "mean"]
+
+
+def task_kind(kind: recipe.Kind) -> Kind:
+    """Return what a task is served as that was trained as `kind`: preferences teach a generation task."""
+    return "generation" if kind == "preference" else kind
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,9 @@ class Calibration:
 class TaskSpec:
     """The rules a task was trained with; the same rules hold when it is served.
 
-    `max_length` counts tokens: of the text for classification, of prompt and completion together for generation.
-    `pooling` is "last" (rightmost non-pad token), "pooler" or "cls" (encoders), or None for generation.
+    `max_length` counts tokens: of the text, for generation of prompt and completion together.
+    `pooling` says which states a head reads: "last" (rightmost non-pad token), "pooler" or "cls" (encoders). For
+    embedding it says how a text becomes a vector: "mean", "last" or "cls" (the first token). None for generation.
     `base_fingerprint` is that of the base the adapter was trained on. `calibration` None is a temperature of 1 and
     always an answer.
     """
@@ -57,7 +68,7 @@ class TaskSpec:
     max_length: int
     labels: tuple[str, ...] = ()
     prompt: PromptSpec = field(default_factory=PromptSpec)
-    pooling: Literal["last", "pooler", "cls"] | None = None
+    pooling: Pooling | None = None
     pad_token: str | None = None
     calibration: Calibration | None = None
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
-from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
 from adapterhub.errors import AdapterHubError, ConfigError, UsageError
 from adapterhub.folders import cache_root
 from adapterhub.metrics import Metric
@@ -26,10 +27,10 @@ from adapterhub.registry.version import Published
 
 from .calibrate import Calibrated, calibrate, check_outside
 from .measure import answers, completion_limits, gold_answers, score
+from .pairs import preference_of, retrieval_of
 from .splits import Splits, read_splits
 
 if TYPE_CHECKING:
-    from adapterhub.runtime.target import Prediction
     from adapterhub.training.job import Progress, TrainingResult
 
 # Unless the recipe says otherwise: bases advertise contexts far longer than a task's texts, and memory follows length.
@@ -95,8 +96,7 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
             if calibrated.record:
                 progress.stage(f"{recipe.task}: {calibrated}")
             progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
-            outside = splits.measured_outside
-            metrics = measure(base, registry, folder, result.spec, examples, recipe.training.precision, outside)
+            metrics = measure(recipe, base, registry, folder, result.spec, examples, splits.measured_outside)
             card = make_card(recipe, base, splits, result, metrics, calibrated.record)
             published = registry.publish(recipe.task, folder, card)
         except AdapterHubError as error:
@@ -113,9 +113,9 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
 
     Raises ConfigError where the recipe asks for a context, a chat template or a use that the base does not have.
     """
-    if recipe.kind == "generation" and base.is_encoder:
+    if task_kind(recipe.kind) == "generation" and base.is_encoder:
         raise ConfigError(
-            f"{recipe.path}: kind is 'generation', but base {base.name!r} is an encoder, which cannot write; "
+            f"{recipe.path}: kind is {recipe.kind!r}, but base {base.name!r} is an encoder, which cannot write; "
             "use a decoder such as smollm2-135m-instruct"
         )
     if recipe.max_length is not None and recipe.max_length > base.context_length:
@@ -124,7 +124,7 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
             f"tokens; set it to {base.context_length} or less"
         )
     return TaskSpec(
-        kind=recipe.kind,
+        kind=task_kind(recipe.kind),
         base_fingerprint=base.fingerprint,
         max_length=recipe.max_length or min(base.context_length, DEFAULT_MAX_LENGTH),
         labels=tuple(labels),
@@ -136,9 +136,11 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
 def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
     """Settle the prompt's style, and copy the base's chat template, so that it is the same wherever it is served."""
     style, asked = recipe.prompt.style, recipe.prompt
-    if recipe.kind != "generation" or style == "plain":
+    if task_kind(recipe.kind) != "generation" or style == "plain":
         if style == "chat":
-            raise ConfigError(f"{recipe.path}: prompt.style is 'chat', which only kind 'generation' has; leave it out")
+            raise ConfigError(
+                f"{recipe.path}: prompt.style is 'chat', which only 'generation' and 'preference' have; leave it out"
+            )
         return PromptSpec("plain", asked.system, asked.template)
     from adapterhub.base.load import load_tokenizer
 
@@ -155,27 +157,28 @@ def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
 
 
 def measure(
+    recipe: Recipe,
     base: Base,
     registry: Registry,
     folder: Path,
     spec: TaskSpec,
     examples: Sequence[Example],
-    precision: str,
     outside: Sequence[Example] = (),
 ) -> dict[str, Metric]:
-    """Return the metrics of an adapter folder, answering through the same runtime that serves it.
+    """Return the metrics of a recipe's adapter folder, answering through the same runtime that serves it.
 
     `outside` are rows that have none of the task's labels.
     """
     from adapterhub.runtime.hub import AdapterHub
 
-    limits = completion_limits(base, spec, examples)
-    with AdapterHub(base=base, registry=registry, precision=precision) as hub:
-
-        def ask(inputs: Iterable[Mapping[str, Any]], **options: Any) -> list[Prediction]:
-            return hub.predict_folder(folder, list(inputs), **options)
-
-        answered = gold_answers(ask, examples, limits)
+    with AdapterHub(base=base, registry=registry, precision=recipe.training.precision) as hub:
+        target = hub.folder(folder)
+        if recipe.kind == "preference":
+            return preference_of(hub, target, examples)
+        ask = partial(hub.answers, target)
+        if spec.kind == "embedding":
+            return retrieval_of(spec, examples, ask)
+        answered = gold_answers(ask, examples, completion_limits(base, spec, examples))
         return score(spec, examples, answered, list(answers(ask, outside)) if outside else [])
 
 
@@ -218,7 +221,7 @@ def make_card(
 ) -> Card:
     """Return the card: where everything came from, and what came of it."""
     return Card(
-        kind=recipe.kind,
+        kind=result.spec.kind,
         base=base.to_card(),
         task=recipe.task,
         recipe=recipe.to_record(),

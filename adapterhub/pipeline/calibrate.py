@@ -13,7 +13,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import Calibration, TaskSpec
 from adapterhub.data.tokens import check_length, encode_input
 from adapterhub.errors import DataError, InvalidRequest
-from adapterhub.recipe import Recipe
+from adapterhub.recipe import LABELLED, Recipe
 from adapterhub.registry.bundle import TASK_FILE
 from adapterhub.registry.store import Registry
 
@@ -60,7 +60,7 @@ def calibrate(
     probabilities that the temperature gives. With a temperature of 1 and no threshold the file stays as it is. Raises
     what answering raises.
     """
-    if spec.kind == "generation":
+    if spec.kind not in LABELLED:
         return Calibrated(spec)
     asked = recipe.calibration
     seen = None

@@ -91,6 +91,7 @@ def score(
     does stands beside them: where the task may refuse, how many of `examples` get their right label all the same, and
     with answers to rows that have no label of the task (`outside`), how many of these are refused.
     """
+    assert spec.kind != "embedding", "see pairs.retrieval_of"
     by_row = dict(answered)
     found = [by_row[row] for row in range(len(examples))]
     gold = [gold_of(example, spec.kind) for example in examples]
@@ -116,6 +117,7 @@ def likeliest(answer: Prediction) -> tuple[str, float]:
 
 def gold_of(example: Example, kind: Kind) -> Any:
     """Return the label, the labels or the completion of a row."""
+    assert kind != "embedding", "vectors are not compared with a gold one, see pairs.found_at"
     if kind == "classification":
         return example.label
     return example.labels if kind == "multilabel" else example.completion

@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub.data.example import Example, collect_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.split import hold_out
-from adapterhub.recipe import Kind, Recipe
+from adapterhub.recipe import LABELLED, Kind, Recipe
 from adapterhub.registry.provenance import split_record
 
 # What the rows of `data.out_of_scope` go by, in reports and on cards.
@@ -59,7 +59,7 @@ def read_splits(recipe: Recipe) -> Splits:
     labels = recipe.labels
     train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
     if labels is None:
-        labels = collect_labels(train, recipe.kind) if recipe.kind != "generation" else ()
+        labels = collect_labels(train, recipe.kind) if recipe.kind in LABELLED else ()
     read = {
         name: list(read_examples(recipe.resolve(source), recipe.kind, labels=labels or None))
         for name, source in recipe.data.splits()

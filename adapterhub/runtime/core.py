@@ -15,7 +15,7 @@ from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size,
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
 from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.data.tokens import check_length, encode_continuation, encode_input
+from adapterhub.data.tokens import check_length, encode_completion, encode_continuation, encode_input
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.loop import EngineLoop
 from adapterhub.engine.request import (
@@ -119,35 +119,54 @@ class LoadedBase:
 
         return self._ask(target, tokens, Classify(), read)
 
-    def pooling(self, asked: str | None) -> str:
-        """Return `asked` where it is known, or the base's default for None; raises InvalidRequest and BaseError."""
-        if asked is None:
-            return default_pooling(self.base)
-        check_pooling(asked)
-        return asked
+    def start_vector(self, target: Target, given: Input) -> Pending[Prediction]:
+        """Queue one text for the answer of an embedding task; raises what is wrong with it at once."""
+        spec, tokens = self._read(target, given)
+        check_length(tokens, spec)
+
+        def read(event: Event) -> Prediction | None:
+            if not isinstance(event, EmbeddingEvent):
+                return None
+            return Prediction(vector=tuple(_unit(event.vector).tolist()), prompt_tokens=len(tokens))
+
+        return self._ask(target, tokens, Embed(self.pooling(target, None)), read)
+
+    def pooling(self, target: Target, asked: str | None) -> str:
+        """Return `asked` where it is known; for None what an embedding task was trained with, or the base's default.
+
+        Raises InvalidRequest and BaseError.
+        """
+        if asked is not None:
+            check_pooling(asked)
+            return asked
+        if target.spec is not None and target.spec.kind == "embedding" and target.spec.pooling is not None:
+            return target.spec.pooling
+        return default_pooling(self.base)
 
     def start_embedding(self, target: Target, pooling: str, given: Input) -> Pending[Embedding]:
         """Queue one text for its vector; raises what is wrong with it at once."""
         spec, tokens = self._read(target, given)
         check_length(tokens, spec)
+        normal = spec.kind == "embedding"
 
         def read(event: Event) -> Embedding | None:
-            return Embedding(event.vector, len(tokens)) if isinstance(event, EmbeddingEvent) else None
+            if not isinstance(event, EmbeddingEvent):
+                return None
+            return Embedding(_unit(event.vector) if normal else event.vector, len(tokens))
 
         return self._ask(target, tokens, Embed(pooling), read)
 
-    def start_scores(self, target: Target, asked: tuple[Input, Sequence[str]]) -> Pending[list[Score]]:
-        """Queue one prompt and its continuations; raises what is wrong with them at once."""
+    def start_scores(self, target: Target, ended: bool, asked: tuple[Input, Sequence[str]]) -> Pending[list[Score]]:
+        """Queue one prompt and its continuations, with EOS after each if `ended`; raises what is wrong at once."""
         given, texts = asked
         if isinstance(texts, str):
             raise InvalidRequest("the continuations are one text; give a list of texts", param="continuations")
         texts = tuple(texts)  # an iterator gives them once only, and they are told in the answer too
         if target.spec is not None and target.spec.kind != "generation":
-            raise UnsupportedRequest(
-                f"{target.name!r} is a {target.spec.kind} task; its head scores labels, and no text", param="model"
-            )
+            raise UnsupportedRequest(f"{target.name!r} is {a_task(target.spec.kind)}; it scores no text", param="model")
         spec, tokens = self._read(target, given)
-        continuations = tuple(tuple(encode_continuation(self._tokenizer, text)) for text in texts)
+        encode = encode_completion if ended else encode_continuation
+        continuations = tuple(tuple(encode(self._tokenizer, text)) for text in texts)
         if not continuations:
             raise InvalidRequest("there are no continuations to score", param="continuations")
         longest, limit = max(map(len, continuations)), min(spec.max_length, self.base.context_length)
@@ -197,7 +216,8 @@ class LoadedBase:
         """Queue one prompt and return its stream; raises what is wrong with it at once."""
         spec = target.spec or self._plain
         if spec.kind != "generation":
-            raise UnsupportedRequest(f"{target.name!r} is a {spec.kind} task; ask it to classify", param="model")
+            use = "embed" if spec.kind == "embedding" else "classify"
+            raise UnsupportedRequest(f"{target.name!r} is {a_task(spec.kind)}; ask it to {use}", param="model")
         tokens = self._prompt(spec, request)
         limit = min(spec.max_length, self.base.context_length)
         sampling = make_sampling(request, len(tokens), limit, self._stop_ids)
@@ -285,6 +305,15 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:
     return {name: given} if isinstance(given, str) else given
+
+
+def a_task(kind: str) -> str:
+    """Return a kind of task as part of a sentence."""
+    return f"{'an' if kind == 'embedding' else 'a'} {kind} task"
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vector, dim=-1)
 
 
 def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:

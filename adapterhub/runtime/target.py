@@ -66,7 +66,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`.
+    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`, or a `vector` of length 1.
 
     `label` is None beside `probs` where the task gives no label: its likeliest one is not likely enough. `logits` are
     what the head gave, before any temperature, one a label; they are no part of the record.
@@ -77,6 +77,7 @@ class Prediction:
     probs: Mapping[str, float] | None = None
     completion: str | None = None
     logits: tuple[float, ...] | None = None
+    vector: tuple[float, ...] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -92,6 +93,8 @@ class Prediction:
         """Return the JSON-able answer, without token counts."""
         if self.completion is not None:
             return {"completion": self.completion}
+        if self.vector is not None:
+            return {"vector": list(self.vector)}
         key = "label" if self.labels is None else "labels"
         value = self.label if self.labels is None else list(self.labels)
         return {key: value, "probs": dict(self.probs or {})}
@@ -99,7 +102,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A text's vector: [dim], float32 or wider, on the CPU, not normalised."""
+    """A text's vector: [dim], float32 or wider, on the CPU; of length 1 where an embedding task made it."""
 
     vector: Tensor
     prompt_tokens: int

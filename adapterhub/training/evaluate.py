@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapterhub.errors import TrainingError
 
-from .batches import ordered_batches, split_by_tokens
+from .batches import ordered_batches
 from .job import Evaluation
 from .network import Network
 from .objectives import Objective
-from .rows import Row, collate
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How rows become batches: rows a batch, padded tokens a part of one, and the id that pads."""
-
-    batch_size: int
-    max_tokens: int
-    pad_token_id: int
+from .parts import Limits as Limits
+from .parts import outputs_of
+from .rows import Row
 
 
 @torch.no_grad()
@@ -33,20 +27,17 @@ def evaluate(
 ) -> Evaluation:
     """Return metric and mean loss over all `rows`; raises TrainingError where the loss is not finite."""
     network.model.eval()
-    lengths = [len(row.ids) for row in rows]
-    tallies: list[Tensor] = []
+    tallies: list[Any] = []
     loss = share = 0.0
-    for batch_rows in ordered_batches(lengths, limits.batch_size):
-        for part in split_by_tokens(batch_rows, lengths, limits.max_tokens):
-            batch = collate([rows[i] for i in part], limits.pad_token_id, device)
-            outputs = objective.outputs(network, batch)
+    for indices in ordered_batches([row.length for row in rows], limits.batch_size):
+        for outputs, batch in outputs_of(network, objective, [rows[i] for i in indices], limits, device):
             loss += float(objective.loss(outputs, batch))
             share += float(objective.share(batch))
             tallies.append(objective.tally(outputs, batch))
     network.model.train()
     mean = loss / share
     check_finite(mean, "the loss on validation", step)
-    return Evaluation(step, objective.metric, objective.value(torch.stack(tallies).sum(0), mean), mean)
+    return Evaluation(step, objective.metric, objective.value(tallies, mean), mean)
 
 
 def check_finite(value: float, what: str, step: int) -> None:

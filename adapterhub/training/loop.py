@@ -15,12 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from adapterhub.recipe import Training
 
-from .batches import epoch_batches, split_by_tokens
+from .batches import epoch_batches
 from .evaluate import BestWeights, Limits, check_finite, evaluate
 from .job import Progress, StepReport
 from .network import Network
 from .objectives import Objective
-from .rows import Row, collate
+from .parts import accumulate
+from .rows import Row
 from .schedule import multiplier, steps_per_epoch, total_steps
 
 
@@ -93,7 +94,7 @@ class Loop:
         self.best.restore(self.network)
 
     def _batches(self) -> Iterator[list[int]]:
-        lengths = [len(row.ids) for row in self.train]
+        lengths = [row.length for row in self.train]
         for epoch in count():
             yield from epoch_batches(lengths, self.limits.batch_size, seed=self.settings.seed, epoch=epoch)
 
@@ -126,17 +127,8 @@ class Loop:
 
     def _accumulate(self, batch: Sequence[int]) -> tuple[float, int]:
         """Add up the gradients of a batch, part by part; return its mean loss and its tokens."""
-        lengths = [len(row.ids) for row in self.train]
-        device, pad = self.accelerator.device, self.limits.pad_token_id
-        rows = split_by_tokens(batch, lengths, self.limits.max_tokens)
-        parts = [collate([self.train[i] for i in part], pad, device) for part in rows]
-        share = sum(self.objective.share(part) for part in parts)
-        total = 0.0
-        for part in parts:
-            loss = self.objective.loss(self.objective.outputs(self.network, part), part) / share
-            self.accelerator.backward(loss)
-            total += float(loss.detach())
-        return total, sum(part.tokens for part in parts)
+        rows, device = [self.train[i] for i in batch], self.accelerator.device
+        return accumulate(self.network, self.objective, rows, self.limits, device, self.accelerator.backward)
 
     def _evaluate(self) -> None:
         device = self.accelerator.device

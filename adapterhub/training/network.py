@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub.base.features import default_pooling, pool_rows
 from adapterhub.base.load import compute_dtype, load_backbone, load_classifier, pooling_of
-from adapterhub.lora.config import AdapterConfig
+from adapterhub.data.task import Kind, Pooling
+from adapterhub.lora.config import AdapterConfig, TaskType
 
 from .job import TrainingJob
 from .rows import Batch
-from .targets import Targets, choose_targets
+from .targets import Targets, choose_targets, without_layers
 
 # Plain matrix attention: the backward of CPU flash attention costs 25 times its forward at short lengths. Beyond this
 # many tokens the matrices it keeps for every layer would fill the memory instead.
 EAGER_UP_TO = 512
+TASK_TYPE: Mapping[Kind, TaskType] = {
+    "classification": "SEQ_CLS",
+    "multilabel": "SEQ_CLS",
+    "generation": "CAUSAL_LM",
+    "embedding": "FEATURE_EXTRACTION",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Network:
 
     model: Any
     config: AdapterConfig
-    pooling: Literal["last", "pooler", "cls"] | None
+    pooling: Pooling | None
     dtype: torch.dtype
 
     @property
@@ -73,6 +83,22 @@ class Network:
         logits: Tensor = result.logits
         return logits
 
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the pooled last hidden states [sequences, hidden] in float32."""
+        assert self.pooling is not None, "an embedding task has one"
+        states = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **self._no_cache)[0]
+        return pool_rows(states, batch.lengths, self.pooling)
+
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        """Keep decoders from keeping keys and values; encoders know no such option."""
+        return {"use_cache": False} if hasattr(self.inner.config, "use_cache") else {}
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Return a context in which the network is the bare base."""
+        bare: AbstractContextManager[None] = self.model.disable_adapter()
+        return bare
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the trained tensors under PEFT's saved key names."""
         # "auto" would ask the Hub whether the vocabulary changed.
@@ -90,16 +116,20 @@ def build_network(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, longest:
     dtype = compute_dtype(job.recipe.training.precision, device.type)
     attention = "eager" if longest <= EAGER_UP_TO else "sdpa"
     torch.manual_seed(job.recipe.training.seed)
-    if kind == "generation":
+    if kind in ("generation", "embedding"):
         model = load_backbone(job.base, dtype, device=str(device), attention=attention)
+        if kind == "embedding":
+            # Without its language-model head, so that the tensors are called as PEFT finds them on an AutoModel.
+            model = getattr(model, model.base_model_prefix, model)
     else:
         model = load_classifier(
             job.base, len(job.spec.labels), kind == "multilabel", dtype, attention, tokenizer.pad_token_id
         )
     model.requires_grad_(requires_grad=False)
     heads = _heads(model)
-    config = _adapter_config(job, choose_targets(model, lora.targets, lora.layers, heads), heads)
-    pooling = None if kind == "generation" else pooling_of(model)
+    targets = choose_targets(model, lora.targets, lora.layers, heads)
+    config = _adapter_config(job, without_layers(model, targets) if kind == "embedding" else targets, heads)
+    pooling = _pooling(job, model)
     torch.manual_seed(job.recipe.training.seed)
     with warnings.catch_warnings():
         # PEFT asks every model under a name that newer transformers call deprecated.
@@ -110,25 +140,33 @@ def build_network(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, longest:
     return network
 
 
+def _pooling(job: TrainingJob, model: Any) -> Pooling | None:
+    if job.spec.kind == "embedding":
+        return default_pooling(job.base)
+    return None if job.spec.kind == "generation" else pooling_of(model)
+
+
 def _heads(model: Any) -> tuple[str, ...]:
-    """Return the names of the children with parameters that are not the backbone: "score", "classifier", "lm_head"."""
+    """Return the names of the children with parameters beside the backbone: "score", "classifier", "lm_head"."""
+    if not hasattr(model, model.base_model_prefix):
+        return ()
     children = model.named_children()
     return tuple(name for name, m in children if name != model.base_model_prefix and any(True for _ in m.parameters()))
 
 
 def _adapter_config(job: TrainingJob, targets: Targets, heads: tuple[str, ...]) -> AdapterConfig:
     lora = job.recipe.lora
-    generation = job.spec.kind == "generation"
+    task_type = TASK_TYPE[job.spec.kind]
     return AdapterConfig(
         base_model=job.base.public_id,
-        task_type="CAUSAL_LM" if generation else "SEQ_CLS",
+        task_type=task_type,
         rank=lora.rank,
         alpha=2.0 * lora.rank if lora.alpha is None else lora.alpha,
         targets=targets.names,
         layers=targets.layers,
         rslora=lora.variant == "rslora",
         dropout=lora.dropout,
-        modules_to_save=() if generation else heads,
+        modules_to_save=heads if task_type == "SEQ_CLS" else (),
         fan_in_fan_out=targets.fan_in_fan_out,
         rank_pattern={},
         alpha_pattern={},

@@ -1,23 +1,25 @@
 """What is minimised and what is measured, for each kind of task.
 
 Losses are sums over rows (or tokens), and `share` says what to divide by, so a batch cut into parts, however uneven,
-has the gradient of the whole.
+has the gradient of the whole. Where a row's loss depends on the other rows (`joint`), `loss` needs the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapterhub.data.task import Kind
+from adapterhub.recipe import Kind, Training
 
+from .contrast import contrastive_losses, recall_at_1, unit
 from .network import Network
-from .rows import Batch
+from .preference import log_probabilities, margins, preference_losses
+from .rows import FIRST, Batch
 
 
 class Objective(Protocol):
@@ -26,26 +28,36 @@ class Objective(Protocol):
     metric: str
     """The name of the value that validation is judged by."""
 
+    joint: bool
+    """Whether the loss of a row depends on the other rows of its batch."""
+
     def share(self, batch: Batch) -> Tensor:
         """Return the total weight of a batch, a scalar: what the sum of its losses is divided by."""
 
     def outputs(self, network: Network, batch: Batch) -> Tensor:
-        """Run the network: logits [rows, labels], or [completion tokens, vocabulary]."""
+        """Run the network: logits [rows, labels] or [completion tokens, vocabulary], or vectors [sequences, hidden]."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of losses, a scalar in float32."""
 
-    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return counts that add up over batches."""
+    def tally(self, outputs: Tensor, batch: Batch) -> Any:
+        """Return what `value` needs to know of a batch."""
 
-    def value(self, tally: Tensor, loss: float) -> float:
-        """Return the metric from the added counts, or from the mean loss."""
+    def value(self, tallies: Sequence[Any], loss: float) -> float:
+        """Return the metric from the tallies of all batches, or from the mean loss."""
 
 
 class Classification:
-    """Cross-entropy against label probabilities; one label a row."""
+    """Cross-entropy against label probabilities; one label a row.
+
+    `smoothing` of each target is shared out among all labels, as by torch's `cross_entropy` (Szegedy et al. 2016).
+    """
 
     metric = "accuracy"
+    joint = False
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self._smoothing = smoothing
 
     def share(self, batch: Batch) -> Tensor:
         """Return the sum of the rows' weights."""
@@ -57,7 +69,9 @@ class Classification:
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows."""
-        losses = functional.cross_entropy(outputs.float(), batch.targets, reduction="none")
+        losses = functional.cross_entropy(
+            outputs.float(), batch.targets, reduction="none", label_smoothing=self._smoothing
+        )
         return (losses * batch.weights).sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -65,9 +79,10 @@ class Classification:
         right = (outputs.argmax(-1) == batch.targets.argmax(-1)).sum()
         return torch.stack([right, torch.full_like(right, len(batch.targets))])
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
         """Return accuracy."""
-        return float(tally[0]) / float(tally[1])
+        right, rows = torch.stack([*tallies]).sum(0).tolist()
+        return float(right / rows)
 
 
 class Multilabel(Classification):
@@ -85,9 +100,9 @@ class Multilabel(Classification):
         given, gold = outputs >= 0, batch.targets >= 0.5
         return torch.stack([(given & gold).sum(), (given & ~gold).sum(), (~given & gold).sum()])
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
         """Return micro-F1; 1 where there is nothing to find and nothing was found."""
-        right, false, missed = tally.tolist()
+        right, false, missed = torch.stack([*tallies]).sum(0).tolist()
         return 2 * right / (2 * right + false + missed) if right + false + missed else 1.0
 
 
@@ -95,6 +110,7 @@ class Generation:
     """Cross-entropy of the completion's tokens, its EOS included, averaged over all such tokens of a batch."""
 
     metric = "loss"
+    joint = False
 
     def share(self, batch: Batch) -> Tensor:
         """Return the number of completion tokens, each counted with its row's weight."""
@@ -113,13 +129,81 @@ class Generation:
         losses = functional.cross_entropy(outputs.float(), batch.input_ids[rows, columns], reduction="none")
         return (losses * batch.weights[rows]).sum()
 
-    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def tally(self, outputs: Tensor, batch: Batch) -> Any:
         """Return nothing: the loss is the metric."""
-        return torch.zeros(0, dtype=torch.long, device=outputs.device)
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Any], loss: float) -> float:
         """Return the loss a token."""
         return loss
+
+
+class Preference(Generation):
+    """Direct preference optimisation of pairs of completions; `batch.targets` [sequences, 1] are the base's own ρ."""
+
+    metric = "preference_accuracy"
+
+    def __init__(self, beta: float = 0.1) -> None:
+        self._beta = beta
+
+    def share(self, batch: Batch) -> Tensor:
+        """Return the sum of the rows' weights."""
+        return batch.weights[batch.roles == FIRST].sum()
+
+    def log_probabilities(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the log-probability of each completion with its EOS, [sequences]."""
+        rows, columns = completion_positions(batch)
+        return log_probabilities(outputs, batch.input_ids[rows, columns], rows, len(batch.lengths))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum over rows."""
+        losses = preference_losses(*self._pairs(outputs, batch), self._beta)
+        return (losses * batch.weights[batch.roles == FIRST]).sum()
+
+    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return [rows that moved towards the chosen completion, rows]."""
+        moved = (margins(*self._pairs(outputs, batch)) > 0).sum()
+        return torch.stack([moved, (batch.roles == FIRST).sum()])
+
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
+        """Return the share of rows whose margin is positive."""
+        moved, rows = torch.stack([*tallies]).sum(0).tolist()
+        return float(moved / rows)
+
+    def _pairs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return π and ρ, [rows, 2]: the two sequences of a row follow one another."""
+        return self.log_probabilities(outputs, batch).view(-1, 2), batch.targets[:, 0].view(-1, 2)
+
+
+class Embedding:
+    """Contrastive learning: a text's positive is found among all of its batch, and it among all texts."""
+
+    metric = "recall_at_1"
+    joint = True
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        self._temperature = temperature
+
+    def share(self, batch: Batch) -> Tensor:
+        """Return the sum of the rows' weights."""
+        return batch.weights[batch.roles == FIRST].sum()
+
+    def outputs(self, network: Network, batch: Batch) -> Tensor:
+        """Return vectors [sequences, hidden], of any length."""
+        return network.embed(batch)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum over rows."""
+        losses = contrastive_losses(outputs, batch.roles, batch.keys, self._temperature)
+        return (losses * batch.weights[batch.roles == FIRST]).sum()
+
+    def tally(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors, roles and keys: the nearest are looked for among all rows."""
+        return unit(outputs.detach()), batch.roles, batch.keys
+
+    def value(self, tallies: Sequence[tuple[Tensor, Tensor, Tensor]], loss: float) -> float:
+        """Return recall@1 over the texts of all rows."""
+        vectors, roles, keys = (torch.cat(parts) for parts in zip(*tallies, strict=True))
+        return recall_at_1(vectors, roles, keys)
 
 
 def completion_positions(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -146,8 +230,18 @@ def only_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[N
         handle.remove()
 
 
-def objective_for(kind: Kind) -> Objective:
-    """Return the objective of a kind of task."""
+def objective_for(kind: Kind, settings: Training | None = None) -> Objective:
+    """Return the objective of a kind of recipe; `settings` None means the defaults."""
     if kind == "generation":
         return Generation()
-    return Multilabel() if kind == "multilabel" else Classification()
+    if kind == "preference":
+        return Preference(*_given(settings.beta if settings else None))
+    if kind == "embedding":
+        return Embedding(*_given(settings.contrastive_temperature if settings else None))
+    if kind == "multilabel":
+        return Multilabel()
+    return Classification(*_given(settings.label_smoothing if settings else None))
+
+
+def _given(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,24 @@ from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import encode_completion, encode_input
 from adapterhub.errors import DataError, InvalidRequest
 
-from .answers import target_of
+from .answers import class_factors, target_of
+
+# What a sequence is to its example. A preference has two completions of one prompt, an embedding two texts or three.
+FIRST, SECOND, NEGATIVE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One example as numbers.
 
-    `ids` hold the input, for generation followed by the completion, which starts at index `start`. `target` is one
-    number a label (probabilities, or zeros and ones), empty for generation.
+    `ids` hold the input, followed by the completion where there is one, which starts at index `start`. `target` is one
+    number a label (probabilities, or zeros and ones); of a preference it is the log-probability that the base alone
+    gives the completion, once that is known; else it is empty.
+
+    `others` are further sequences of the same example, which stays whole in every batch. Of a preference, this is
+    prompt and chosen completion and the one other is prompt and rejected completion: the first `start` ids are the
+    same in both, so they need to be computed only once. Of an embedding, this is the text, the others are its positive
+    and, where it has one, its hard negative.
     """
 
     ids: tuple[int, ...]
@@ -30,13 +39,26 @@ class Row:
     target: tuple[float, ...]
     weight: float
     where: str
+    others: tuple[Row, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[Row, ...]:
+        """All sequences of the example, this one first."""
+        return (self, *self.others)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a padded batch of this row alone; of one sequence its ids."""
+        return max(len(each.ids) for each in self.sequences) * (1 + len(self.others))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as tensors, padded on the right: shapes [rows, longest], [rows] and [rows, labels].
+    """The sequences of rows, padded on the right: shapes [sequences, longest], [sequences] and [sequences, labels].
 
-    What is padding is told by `lengths`, never by the pad token's id, which may also be the EOS token of a completion.
+    The sequences of a row follow one another. What is padding is told by `lengths`, never by the pad token's id, which
+    may also be the EOS token of a completion. `roles` are FIRST, SECOND (a rejected completion, a positive) or
+    NEGATIVE; equal ids have equal `keys`, 64 bits, in every batch. A row's weight stands at each of its sequences.
     """
 
     input_ids: Tensor
@@ -45,6 +67,8 @@ class Batch:
     starts: Tensor
     targets: Tensor
     weights: Tensor
+    roles: Tensor
+    keys: Tensor
 
     @property
     def tokens(self) -> int:
@@ -68,23 +92,44 @@ def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any, con
     return rows
 
 
-def _encoder(spec: TaskSpec, tokenizer: Any) -> Callable[[Example], Row]:
-    def encode(example: Example) -> Row:
-        ids = tuple(encode_input(tokenizer, spec, example.fields))
-        if spec.kind != "generation":
-            return Row(ids, len(ids), target_of(example, spec.kind, spec.labels), example.weight, example.where)
-        if example.completion is None:
-            raise DataError(f"{example.where}: no completion to learn from; add the field, or a final assistant turn")
-        answer = tuple(encode_completion(tokenizer, example.completion))
-        return Row(ids + answer, len(ids), (), example.weight, example.where)
+def weigh_classes(rows: Sequence[Row], weights: Mapping[str, float] | str | None, labels: Sequence[str]) -> list[Row]:
+    """Return `rows` with their weights multiplied as `training.class_weights` asks. Raises ConfigError."""
+    if weights is None:
+        return list(rows)
+    factors = class_factors([row.target for row in rows], weights, labels)
+    return [replace(row, weight=row.weight * factor) for row, factor in zip(rows, factors, strict=True)]
 
-    return encode
+
+def _encoder(spec: TaskSpec, tokenizer: Any) -> Callable[[Example], Row]:
+    def text(example: Example, fields: Mapping[str, Any]) -> Row:
+        ids = tuple(encode_input(tokenizer, spec, fields))
+        return Row(ids, len(ids), (), example.weight, example.where)
+
+    def labelled(example: Example) -> Row:
+        return replace(text(example, example.fields), target=target_of(example, spec.kind, spec.labels))
+
+    def generated(example: Example) -> Row:
+        if not example.completions:
+            raise DataError(f"{example.where}: no completion to learn from; add the field, or a final assistant turn")
+        prompt = text(example, example.fields)
+        answers = [tuple(encode_completion(tokenizer, answer)) for answer in example.completions]
+        first, *others = [replace(prompt, ids=prompt.ids + answer) for answer in answers]
+        return replace(first, others=tuple(others))
+
+    def embedded(example: Example) -> Row:
+        if example.positive is None:
+            raise DataError(f"{example.where}: no positive to learn from; add the field, a text that shall lie near")
+        texts = [example.positive] if example.negative is None else [example.positive, example.negative]
+        others = tuple(text(example, {**example.fields, "text": each}) for each in texts)
+        return replace(text(example, example.fields), others=others)
+
+    return {"generation": generated, "embedding": embedded}.get(spec.kind, labelled)
 
 
 def _check_lengths(rows: Sequence[Row], spec: TaskSpec, context_length: int) -> None:
-    long = [row for row in rows if len(row.ids) > spec.max_length]
+    long = [row for row in rows if _longest(row) > spec.max_length]
     if long:
-        longest = max(len(row.ids) for row in long)
+        longest = max(map(_longest, long))
         fits = longest <= context_length
         remedy = (
             f"set max_length to {longest} in the recipe, or shorten or remove them"
@@ -93,20 +138,28 @@ def _check_lengths(rows: Sequence[Row], spec: TaskSpec, context_length: int) -> 
         )
         raise DataError(
             f"{len(long)} of {len(rows)} rows are longer than max_length {spec.max_length} tokens, the first at "
-            f"{long[0].where} ({len(long[0].ids)} tokens); {remedy}"
+            f"{long[0].where} ({_longest(long[0])} tokens); {remedy}"
         )
 
 
+def _longest(row: Row) -> int:
+    return max(len(each.ids) for each in row.sequences)
+
+
 def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> Batch:
-    """Return the rows as one batch on `device`."""
-    longest = max(len(row.ids) for row in rows)
-    lengths = torch.tensor([len(row.ids) for row in rows])
-    padded = [row.ids + (pad_token_id,) * (longest - len(row.ids)) for row in rows]
+    """Return the sequences of `rows` as one batch on `device`."""
+    sequences = [each for row in rows for each in row.sequences]
+    longest = max(len(each.ids) for each in sequences)
+    lengths = torch.tensor([len(each.ids) for each in sequences])
+    padded = [each.ids + (pad_token_id,) * (longest - len(each.ids)) for each in sequences]
     return Batch(
         input_ids=torch.tensor(padded, device=device),
         attention_mask=(torch.arange(longest) < lengths[:, None]).long().to(device),
         lengths=lengths.to(device),
-        starts=torch.tensor([row.start for row in rows], device=device),
-        targets=torch.tensor([row.target for row in rows], dtype=torch.float32, device=device),
-        weights=torch.tensor([row.weight for row in rows], dtype=torch.float32, device=device),
+        starts=torch.tensor([each.start for each in sequences], device=device),
+        targets=torch.tensor([each.target for each in sequences], dtype=torch.float32, device=device),
+        weights=torch.tensor([each.weight for each in sequences], dtype=torch.float32, device=device),
+        roles=torch.tensor([role for row in rows for role in range(len(row.sequences))], device=device),
+        # Of a tuple of numbers, and so the same in every process.
+        keys=torch.tensor([hash(each.ids) for each in sequences], device=device),
     )

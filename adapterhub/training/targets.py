@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -12,16 +12,17 @@ from transformers.pytorch_utils import Conv1D
 
 from adapterhub.errors import ConfigError
 
-# PEFT reads a layer's index from the first numbered part of a name, so we do too.
-_IN_LAYER = re.compile(r"^.*?\.[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
+# PEFT reads a layer's index from the first numbered part of a name, so we do too. A backbone by itself may have nothing
+# before its layers ("layers.0.mlp.up_proj"), and there PEFT reads none: see `without_layers`.
+_IN_LAYER = re.compile(r"^(?:.*?\.)??[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Module-name suffixes, sorted; layer indices, sorted; whether the weights lie transposed (GPT-2)."""
+    """Module-name suffixes, sorted; layer indices, sorted, None for all; whether the weights lie transposed (GPT-2)."""
 
     names: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | None
     fan_in_fan_out: bool
 
 
@@ -48,6 +49,23 @@ def choose_targets(
         layers=choose_layers(layers, len(indices)),
         fan_in_fan_out=any(isinstance(module, Conv1D) for rest in wanted for module in linear[rest]),
     )
+
+
+def without_layers(model: nn.Module, targets: Targets) -> Targets:
+    """Return the same targets of a backbone by itself without layer indices, which PEFT does not find in its names.
+
+    Suffixes stay where they mean all layers; else every module is named whole.
+    """
+    found = [(name, match) for name, _ in model.named_modules() if (match := _IN_LAYER.match(name))]
+    wanted = [
+        name
+        for name, match in found
+        if any(name.endswith(f".{each}") for each in targets.names)
+        and (targets.layers is None or int(match["index"]) in targets.layers)
+    ]
+    every = {int(match["index"]) for _, match in found}
+    names = targets.names if targets.layers is None or every == set(targets.layers) else tuple(sorted(wanted))
+    return replace(targets, names=names, layers=None)
 
 
 def _matching(asked: Iterable[str], linear: Iterable[str]) -> set[str]:

@@ -15,14 +15,15 @@ from adapterhub.data.task import TaskSpec
 from adapterhub.errors import TrainingError, UsageError
 from adapterhub.lora.files import write_adapter
 
-from .answers import check_learnable
+from .answers import check_contrast, check_learnable
 from .evaluate import Limits
 from .job import PART_TOKENS, Progress, TrainingJob, TrainingResult
 from .loop import Loop
 from .machine import fit_threads, peak_memory_bytes
 from .network import Network, build_network
-from .objectives import objective_for
-from .rows import encode_rows
+from .objectives import Preference, objective_for
+from .reference import with_references
+from .rows import encode_rows, weigh_classes
 
 
 def train_adapter(job: TrainingJob, out: Path, progress: Progress) -> TrainingResult:
@@ -59,16 +60,26 @@ def _prepare(job: TrainingJob, accelerator: Accelerator, progress: Progress) -> 
     validation = encode_rows(job.validation, job.spec, tokenizer, job.base.context_length)
     # The rows to measure on need to be readable too, and after hours of training is no time to find out.
     encode_rows(job.test, job.spec, tokenizer, job.base.context_length)
-    check_learnable([row.target for row in train], job.spec.kind, job.spec.labels)
-    longest = max(len(row.ids) for row in [*train, *validation])
+    check_learnable([row.target for row in train], job.recipe.kind, job.spec.labels)
+    if job.recipe.kind == "embedding":
+        check_contrast(example.positive for example in job.train)
+    train = weigh_classes(train, job.recipe.training.class_weights, job.spec.labels)
+    longest = max(len(each.ids) for row in [*train, *validation] for each in row.sequences)
     network = build_network(job, tokenizer, longest, accelerator.device)
+    objective = objective_for(job.recipe.kind, job.recipe.training)
+    limits = Limits(job.recipe.training.batch_size, PART_TOKENS, tokenizer.pad_token_id)
+    if isinstance(objective, Preference):
+        progress.stage(f"{job.recipe.task}: what the base alone says of {len(train) + len(validation)} preferences")
+        train, validation = (
+            with_references(network, objective, rows, limits, accelerator.device) for rows in (train, validation)
+        )
     loop = Loop(
         network=network,
-        objective=objective_for(job.spec.kind),
+        objective=objective,
         train=train,
         validation=validation,
         settings=job.recipe.training,
-        limits=Limits(job.recipe.training.batch_size, PART_TOKENS, tokenizer.pad_token_id),
+        limits=limits,
         accelerator=accelerator,
         progress=progress,
     )
