@@ -96,6 +96,13 @@ def _check_class_weights(value: Any) -> Any:
     return {label: float(weight) for label, weight in value.items()}
 
 
+def _check_pattern(ranks: Mapping[str, int]) -> Mapping[str, int]:
+    for name in ranks:
+        if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+            raise ValueError(f"{name!r} is no module name or end of one, such as down_proj or layers.0.mlp.down_proj")
+    return ranks
+
+
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_check_unique)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -158,14 +165,26 @@ class Prompt(Section):
 
 
 class Lora(Section):
-    """Shape of the adapter; `alpha` is twice the rank unless given."""
+    """Shape of the adapter; `alpha` is twice the rank unless given.
+
+    `rank_pattern` gives modules, by the last parts of their names, another rank. `init` pissa begins at the weights'
+    principal components.
+    """
 
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_check_targets)] = "all-linear"
     layers: Annotated[str | tuple[int, ...], BeforeValidator(_check_layers)] = "all"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    variant: Literal["lora", "rslora"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    init: Literal["default", "pissa"] = "default"
+    rank_pattern: Annotated[Mapping[str, Annotated[int, Field(ge=1, le=MAX_RANK)]], AfterValidator(_check_pattern)] = {}
+
+    @model_validator(mode="after")
+    def _init_fits_the_variant(self) -> Lora:
+        if self.init == "pissa" and self.variant == "dora":
+            raise ValueError("init is 'pissa' and variant 'dora'; the two do not go together, keep one of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -190,6 +209,9 @@ _RATES: Mapping[str, float] = {"generation": 5e-4, "preference": 2e-4, "embeddin
 class Training(Section):
     """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps.
 
+    A batch has `batch_size` rows, or as many as `batch_tokens` hold. `lora_plus` is how many times the rate of all else
+    the B matrices learn at (LoRA+).
+
     `beta`, `contrastive_temperature`, `label_smoothing` and `class_weights` are None where the kind has no use for
     them.
     """
@@ -197,11 +219,13 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora_plus: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: Annotated[int, Field(ge=1)] | None = None
@@ -221,6 +245,9 @@ class Training(Section):
         lengths = [given.get(name) for name in ("epochs", "steps")]
         if None not in lengths:
             raise ValueError(f"epochs ({lengths[0]!r}) and steps ({lengths[1]!r}) are both given; keep one of them")
+        sizes = [given.get(name) for name in ("batch_size", "batch_tokens")]
+        if None not in sizes:
+            raise ValueError(f"batch_size ({sizes[0]!r}) and batch_tokens ({sizes[1]!r}) are both given; keep one")
         return {**given, "epochs": 3.0} if lengths == [None, None] else given
 
 
@@ -246,6 +273,7 @@ class Recipe(Section):
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
     pad_token: NonEmpty | None = None
+    init: NonEmpty | None = None
     lora: Lora = Lora(alpha=16.0)
     training: Training = Training(epochs=3.0)
     calibration: Calibration
