@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-KEPT = 0.95  # of the rightly answered rows, where nothing shows what is to be refused
+KEPT = 0.95  # of the rightly answered rows, where nothing shows what is to be rejected
 _DIGITS = 12
 
 
@@ -24,29 +24,31 @@ class Threshold:
 
 
 def separating(inside: Values, outside: Values) -> Threshold:
-    """Return the threshold with the highest balanced accuracy: the mean of in-scope kept and out-of-scope refused.
+    """Return the threshold with the highest balanced accuracy: the mean of in-scope kept and out-of-scope rejected.
 
-    Both are probabilities of the likeliest label, [rows]. Of equally good thresholds the lowest: it refuses least. None
+    Both are probabilities of the likeliest label, [rows]. Of equally good thresholds the lowest: it rejects least. None
     where none does better than always answering.
     """
     import numpy as np
 
     values = np.unique(np.concatenate([inside, outside]))
     rows = f"{len(inside)} validation rows and {len(outside)} out-of-scope ones"
-    # A threshold just above each value but the highest: what equals the value is refused.
-    kept = 1 - np.searchsorted(np.sort(inside), values[:-1], side="right") / len(inside)
-    refused = np.searchsorted(np.sort(outside), values[:-1], side="right") / len(outside)
-    best = int(np.argmax(kept + refused)) if len(values) > 1 else -1
-    if best < 0 or kept[best] + refused[best] <= 1:
+    # A threshold just above each value but the highest: what equals the value is rejected.
+    kept = len(inside) - np.searchsorted(np.sort(inside), values[:-1], side="right")
+    rejected = np.searchsorted(np.sort(outside), values[:-1], side="right")
+    pairs = kept * len(outside) + rejected * len(inside)  # whole numbers, so that equally good is equal
+    best = int(np.argmax(pairs)) if len(pairs) else -1
+    if best < 0 or pairs[best] <= len(inside) * len(outside):
         return Threshold(None, f"none: on {rows} no threshold does better than always answering")
     return Threshold(
         _between(float(values[best]), float(values[best + 1])),
-        f"the best balanced accuracy on {rows}: {kept[best]:.1%} kept, {refused[best]:.1%} refused",
+        f"the best balanced accuracy on {rows}: {kept[best] / len(inside):.1%} kept, "
+        f"{rejected[best] / len(outside):.1%} rejected",
     )
 
 
 def keeping(right: Values, share: float = KEPT) -> Threshold:
-    """Return the threshold that refuses as many rightly answered rows as `share` allows; `right` as in `separating`.
+    """Return the threshold that rejects as many rightly answered rows as `share` allows; `right` as in `separating`.
 
     None where the rows are too few to leave any out, or all equally likely.
     """

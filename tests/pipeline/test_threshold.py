@@ -15,7 +15,7 @@ chances = st.lists(
 
 
 def balanced(inside: list[float], outside: list[float], threshold: float | None) -> float:
-    """The mean of in-scope kept and out-of-scope refused, counted."""
+    """The mean of in-scope kept and out-of-scope rejected, counted."""
     least = -1.0 if threshold is None else threshold
     kept = sum(not value < least for value in inside) / len(inside)
     return (kept + sum(value < least for value in outside) / len(outside)) / 2
@@ -38,27 +38,28 @@ def test_the_lowest_of_equally_good_ones_and_few_digits() -> None:
     found = separating(np.array([0.9, 0.8, 0.95]), np.array([0.3, 0.5]))
     assert found.reject_below == 0.65
     assert found.reason == (
-        "the best balanced accuracy on 3 validation rows and 2 out-of-scope ones: 100.0% kept, 100.0% refused"
+        "the best balanced accuracy on 3 validation rows and 2 out-of-scope ones: 100.0% kept, 100.0% rejected"
     )
-    # Refusing 0.6 costs half of what is in scope and wins half of what is not.
+    # Rejecting 0.6 costs half of what is in scope and wins half of what is not.
     assert separating(np.array([0.6, 0.9]), np.array([0.4, 0.7])).reject_below == 0.5
 
 
-def test_what_cannot_be_told_apart_is_not_refused() -> None:
-    for inside, outside in (([0.4, 0.5], [0.9, 0.8]), ([0.5], [0.5]), ([1.0, 1.0], [1.0])):
+def test_what_cannot_be_told_apart_is_not_rejected() -> None:
+    alike = [0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]
+    for inside, outside in (([0.4, 0.5], [0.9, 0.8]), ([0.5], [0.5]), ([1.0, 1.0], [1.0]), (alike * 7, alike * 3)):
         assert separating(np.array(inside), np.array(outside)).reject_below is None
 
 
 @given(st.lists(st.floats(0.125, 1, width=32), min_size=20, max_size=200, unique=True))
-def test_at_most_a_twentieth_of_what_is_right_is_refused(right: list[float]) -> None:
+def test_at_most_a_twentieth_of_what_is_right_is_rejected(right: list[float]) -> None:
     found = keeping(np.array(right))
     assert found.reject_below is not None
-    refused = sum(value < found.reject_below for value in right)
-    assert refused == len(right) // 20
+    rejected = sum(value < found.reject_below for value in right)
+    assert rejected == len(right) // 20
 
 
 @given(chances)
-def test_ties_are_kept_rather_than_refused(right: list[float]) -> None:
+def test_ties_are_kept_rather_than_rejected(right: list[float]) -> None:
     found = keeping(np.array(right))
     if found.reject_below is None:
         assert "too few or too alike" in found.reason
