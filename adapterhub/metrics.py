@@ -167,7 +167,7 @@ def auroc(higher: Sequence[float], lower: Sequence[float]) -> Metric:
     return _with_interval(float(area(np.ones((1, len(values))))[0]), boots[~np.isnan(boots)])
 
 
-def refusal_recall(predicted: Sequence[str | None]) -> Metric:
+def rejection_recall(predicted: Sequence[str | None]) -> Metric:
     """Return the share of rows that were given no label; all of them belong to none."""
     _check_rows(predicted, predicted)
     return share(sum(label is None for label in predicted), len(predicted))

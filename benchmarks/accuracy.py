@@ -6,7 +6,7 @@
 Trains through the same code as `adapterhub train`, into a scratch registry. Data: $ADAPTERHUB_DATA, else
 ../shared/data. The base is asked as a person would ask it, greedily: for a label by naming the labels, for slots by
 naming the JSON keys; an answer counts if the first label it names is right, or if it is the right JSON. Where a
-recipe has rows out of scope (clinc150), the figures of refusing them stand among the metrics.
+recipe has rows out of scope (clinc150), the figures of rejecting them stand among the metrics.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from adapterhub.metrics import (
     field_f1,
     macro_f1,
     multilabel_f1,
-    refusal_recall,
+    rejection_recall,
 )
 
 labels = st.sampled_from("abcd")
@@ -145,7 +145,7 @@ def test_no_label_is_a_wrong_answer_and_no_crash() -> None:
     assert found["macro_f1"] == macro_f1(gold, predicted)
     assert evaluate("classification", ["a"], [None])["accuracy"].value == 0.0
     assert macro_f1(["a"], [None]).value == 0.0
-    assert refusal_recall([None, "a", None, None]) == accuracy(["x"] * 4, ["x", "y", "x", "x"])
+    assert rejection_recall([None, "a", None, None]) == accuracy(["x"] * 4, ["x", "y", "x", "x"])
 
 
 @given(set_answers)

@@ -66,7 +66,7 @@ def evaluate(
     ref: RefArgument,
     data: Annotated[Path, typer.Option("--data", help="Labelled examples: JSONL, CSV or Parquet.")],
     out_of_scope: Annotated[
-        Path | None, typer.Option("--out-of-scope", help="Rows that have none of the labels, to measure refusals on.")
+        Path | None, typer.Option("--out-of-scope", help="Rows that have none of the labels, to measure rejections on.")
     ] = None,
     base: BaseOption = None,
     registry: RegistryOption = None,
@@ -94,8 +94,8 @@ def evaluate(
         limits = completion_limits(hub.base, spec, examples, max_tokens)
         answered = gold_answers(partial(hub.answers, target), examples, limits)
         found = list(_with_progress(answered, len(examples)))
-        refused = list(answers(partial(hub.answers, target), outside)) if outside else []
-        metrics = score(spec, examples, found, refused)
+        rejections = list(answers(partial(hub.answers, target), outside)) if outside else []
+        metrics = score(spec, examples, found, rejections)
     if as_json:
         record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
         if out_of_scope is not None:

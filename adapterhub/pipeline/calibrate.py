@@ -84,8 +84,10 @@ def see(ask: Ask, spec: TaskSpec, splits: Splits) -> Seen:
     from adapterhub.training.answers import target_of
 
     def logits_of(examples: Sequence[Example]) -> Table:
-        found = [answer.logits for answer in answers(ask, examples)]
-        return np.array(found, np.float64).reshape(len(examples), len(spec.labels))
+        found = np.empty((len(examples), len(spec.labels)))
+        for row, answer in enumerate(answers(ask, examples)):
+            found[row] = answer.logits
+        return found
 
     targets = [target_of(example, spec.kind, spec.labels) for example in splits.validation]
     return Seen(

@@ -108,8 +108,8 @@ def test_an_unsure_task_says_null_and_eval_measures_that(cli: Cli, tmp_path: Pat
     said = rows(out)
     assert '{"label": null, "probs": {' in out
     assert rows(cli("predict", "unsure", texts[0])[1])[0]["label"] == said[0]["label"]
-    refused = sum(row["label"] is None for row in said)
-    assert 0 < refused < 20
+    rejected = sum(row["label"] is None for row in said)
+    assert 0 < rejected < 20
     data = tmp_path / "test.jsonl"
     gold = [max(row["probs"], key=row["probs"].get) for row in said]  # type: ignore[attr-defined,arg-type]
     data.write_text("".join(json.dumps({"text": t, "label": g}) + "\n" for t, g in zip(texts, gold, strict=True)))
@@ -119,8 +119,8 @@ def test_an_unsure_task_says_null_and_eval_measures_that(cli: Cli, tmp_path: Pat
     assert isinstance(metrics, dict)
     assert (record["out_of_scope"], record["out_of_scope_rows"]) == (str(tmp_path / "all.txt"), 20)
     assert metrics["accuracy"]["value"] == 1.0
-    assert metrics["in_scope_accuracy"]["value"] == pytest.approx(1 - refused / 20)
-    assert metrics["oos_recall"]["value"] == pytest.approx(refused / 20)
+    assert metrics["in_scope_accuracy"]["value"] == pytest.approx(1 - rejected / 20)
+    assert metrics["oos_recall"]["value"] == pytest.approx(rejected / 20)
     assert metrics["oos_auroc"]["value"] == pytest.approx(0.5, abs=0.02)  # the same texts, in and out
     err = cli(*asked)[2]
     for name in ("ece", "in_scope_accuracy", "oos_recall", "oos_auroc"):

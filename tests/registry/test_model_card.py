@@ -193,7 +193,7 @@ def test_a_calibration_is_told_and_without_one_nothing_is() -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("least", "said"), [(0.999, "None"), (0.01, None)])
-def test_the_program_on_the_card_refuses_as_the_task_does(
+def test_the_program_on_the_card_rejects_as_the_task_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], least: float, said: str | None
 ) -> None:
     import peft
