@@ -23,9 +23,14 @@ def publish(
     registry: Registry, base: Base, task: str, scratch: Path, *, kind: str = "generation", seed: int = 0
 ) -> Published:
     """Publish a random adapter; another seed is another version."""
-    labelled = kind != "generation"
+    labelled = kind in ("classification", "multilabel")
     folder = make_adapter(
-        base.path, scratch / f"{task}-{seed}", "llama", labels=len(LABELS) if labelled else None, seed=seed
+        base.path,
+        scratch / f"{task}-{seed}",
+        "llama",
+        labels=len(LABELS) if labelled else None,
+        seed=seed,
+        vectors=kind == "embedding",
     )
     chat = PromptSpec("chat", system="Be brief.", template="Q: {prompt}", chat_template=CHAT_TEMPLATE)
     spec = TaskSpec(
@@ -33,8 +38,8 @@ def publish(
         base.fingerprint,
         256,
         LABELS if labelled else (),
-        PromptSpec() if labelled else chat,
-        "last" if labelled else None,
+        chat if kind == "generation" else PromptSpec(),
+        "mean" if kind == "embedding" else "last" if labelled else None,
     )
     (folder / "task.json").write_text(spec.to_json())
     card = Card(
