@@ -143,8 +143,8 @@ class LoadedBase:
             return default_pooling(self.base)
         if target.spec.pooling not in FEATURE_POOLINGS:
             raise CorruptAdapter(
-                f"{target.name!r} makes vectors, but its task.json has pooling {target.spec.pooling!r}; expected one of "
-                f"{', '.join(FEATURE_POOLINGS)}"
+                f"{target.name!r} makes vectors, but its task.json has pooling {target.spec.pooling!r}; expected one "
+                f"of {', '.join(FEATURE_POOLINGS)}"
             )
         return target.spec.pooling
 
