@@ -127,7 +127,7 @@ def train(name: str, seeds: list[int], overrides: list[str]) -> None:
 
 
 def train_stock(name: str, seeds: list[int], overrides: list[str]) -> None:
-    """Train a recipe with the Trainer and PEFT once a seed, each in a process of its own; print each run and the mean."""
+    """Train a recipe with the Trainer and PEFT once a seed, in a process of its own; print each run and the mean."""
     runs = []
     for seed in seeds:
         task = PublicTask.open(name, [*overrides, f"training.seed={seed}"])
@@ -159,7 +159,7 @@ def ask_stock(task: PublicTask) -> dict[str, Any]:
         **length,
         "per_device_train_batch_size": training.batch_size,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.schedule,
+        "lr_scheduler_type": "constant_with_warmup" if training.schedule == "constant" else training.schedule,
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
