@@ -66,14 +66,14 @@ class Recorder:
     def stage(self, message: str) -> None:
         self.told.append(message)
 
-    def begin(self, steps: int) -> None:
+    def begin(self, task: str, steps: int) -> None:
         self.told.append(f"begin {steps}")
 
-    def step(self, report: StepReport) -> None:
+    def step(self, task: str, report: StepReport) -> None:
         self.steps.append(report)
 
-    def evaluated(self, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, task: str, evaluation: Evaluation, *, best: bool) -> None:
         self.evaluations.append((evaluation, best))
 
-    def end(self) -> None:
+    def end(self, task: str) -> None:
         self.told.append("end")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapterhub.training.evaluate import Limits, evaluate
+from adapterhub.training.network import Network, build_network
 from torch import Tensor
 
 from adapterhub.base.load import load_tokenizer
-from adapterhub.training.evaluate import Limits, evaluate
-from adapterhub.training.network import Network, build_network
 from adapterhub.training.objectives import completion_positions, objective_for
 from adapterhub.training.rows import Row, collate
 from tests.tiny import FAMILIES

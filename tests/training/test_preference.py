@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapterhub.training.network import Network
+from adapterhub.training.reference import with_references
 from torch import Tensor
 
-from adapterhub.training.network import Network
 from adapterhub.training.objectives import Preference, objective_for
 from adapterhub.training.parts import Limits, accumulate
 from adapterhub.training.preference import log_probabilities, margins, preference_losses
-from adapterhub.training.reference import with_references
 from adapterhub.training.rows import Row, collate
 from tests.training.jobs import make_recipe
 from tests.training.test_network import network_of

@@ -228,8 +228,9 @@ def test_several_processes_are_refused(tmp_path: Path, llama: Any, monkeypatch: 
 
 
 def test_weight_decay_spares_biases(tmp_path: Path) -> None:
-    from adapterhub.training.loop import make_optimizer
     from adapterhub.training.network import build_network
+
+    from adapterhub.training.loop import make_optimizer
 
     base = tiny_base(tmp_path, "bert")
     job = make_job(base, toy_rows(4), training={"weight_decay": 0.1})
