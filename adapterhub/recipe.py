@@ -318,7 +318,7 @@ class Recipe(Section):
         if asked.reject_below != "none":
             raise ValueError(f"calibration.reject_below is given, but a {self.kind} task always answers; leave it out")
         if any(self.data.outside()):
-            raise ValueError(f"data.out_of_scope is given, but a {self.kind} task refuses nothing; leave it out")
+            raise ValueError(f"data.out_of_scope is given, but a {self.kind} task rejects nothing; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -373,7 +373,7 @@ def check_class_weights(weights: Mapping[str, float], labels: Sequence[str]) -> 
 
 
 def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a recipe calibrates that does not say: by validation, and refusing where it can see what to refuse."""
+    """Return how a recipe calibrates that does not say: by validation, and rejecting where it can see what."""
     data = given.get("data")
     outside = data.get("out_of_scope") if isinstance(data, dict) else None
     seen = isinstance(outside, dict) and outside.get("validation") is not None

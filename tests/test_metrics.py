@@ -5,6 +5,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from adapterhub.metrics import (
     field_f1,
     macro_f1,
     multilabel_f1,
-    refusal_recall,
+    rejection_recall,
 )
 
 labels = st.sampled_from("abcd")
@@ -64,6 +65,39 @@ def slow_auroc(higher: Sequence[float], lower: Sequence[float]) -> float:
 
 def holds(metric: Metric) -> bool:
     return 0 <= metric.low <= metric.value <= metric.high <= 1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(2, 9))
+def test_ranks_are_counted_one_by_one(seed: int, rows: int, texts: int) -> None:
+    dice = np.random.default_rng(seed)
+    queries, pool = dice.integers(-2, 3, (rows, 3)).astype(float), dice.integers(-2, 3, (texts, 3)).astype(float)
+    own = dice.integers(texts, size=rows).tolist()
+    right = [{each, *dice.integers(texts, size=1).tolist()} for each in own]
+    slow = [
+        1 + sum(query @ pool[t] >= query @ pool[mine] for t in range(texts) if t not in also)
+        for query, mine, also in zip(queries, own, right, strict=True)
+    ]
+    assert metrics.ranks(queries, pool, own, right) == slow
+
+
+def test_ranks_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = np.random.default_rng(0)
+    queries, pool = dice.normal(size=(20, 4)), dice.normal(size=(9, 4))
+    own = dice.integers(9, size=20).tolist()
+    whole = metrics.ranks(queries, pool, own, [{each} for each in own])
+    monkeypatch.setattr(metrics, "_CHUNK_CELLS", 20)
+    assert metrics.ranks(queries, pool, own, [{each} for each in own]) == whole
+
+
+def test_retrieval_of_a_worked_example() -> None:
+    found = metrics.retrieval([1, 2, 1, 10, 5])
+    assert found["recall_at_1"].value == 2 / 5
+    assert found["recall_at_5"].value == 4 / 5
+    assert found["mrr"].value == pytest.approx((1 + 0.5 + 1 + 0.1 + 0.2) / 5)
+    assert all(holds(metric) for metric in found.values())
+    assert metrics.retrieval([1] * 9)["mrr"] == Metric(1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="no ranks"):
+        metrics.retrieval([])
 
 
 def test_wilson_interval_of_a_worked_example() -> None:
@@ -145,7 +179,7 @@ def test_no_label_is_a_wrong_answer_and_no_crash() -> None:
     assert found["macro_f1"] == macro_f1(gold, predicted)
     assert evaluate("classification", ["a"], [None])["accuracy"].value == 0.0
     assert macro_f1(["a"], [None]).value == 0.0
-    assert refusal_recall([None, "a", None, None]) == accuracy(["x"] * 4, ["x", "y", "x", "x"])
+    assert rejection_recall([None, "a", None, None]) == accuracy(["x"] * 4, ["x", "y", "x", "x"])
 
 
 @given(set_answers)

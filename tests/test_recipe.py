@@ -120,7 +120,7 @@ def test_calibration_follows_kind_and_data(
         (("kind=generation", "calibration.temperature=auto"), "a generation task has no probabilities; leave it out"),
         (("kind=generation", "calibration.reject_below=0.5"), "a generation task always answers; leave it out"),
         (("kind=multilabel", "calibration.reject_below=auto"), "a multilabel task always answers; leave it out"),
-        (("kind=multilabel", "data.out_of_scope.test=o.jsonl"), "a multilabel task refuses nothing; leave it out"),
+        (("kind=multilabel", "data.out_of_scope.test=o.jsonl"), "a multilabel task rejects nothing; leave it out"),
     ],
 )
 def test_a_kind_cannot_have_what_it_has_no_use_for(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:

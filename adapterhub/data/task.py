@@ -25,6 +25,11 @@ def task_kind(kind: recipe.Kind) -> Kind:
     return "generation" if kind == "preference" else kind
 
 
+def a_task(kind: Kind) -> str:
+    """Return a task of this kind as a part of a sentence."""
+    return f"{'an' if kind == 'embedding' else 'a'} {kind} task"
+
+
 @dataclass(frozen=True)
 class PromptSpec:
     """How a record's fields become the text a task sees.

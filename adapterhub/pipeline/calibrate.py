@@ -15,7 +15,6 @@ from adapterhub.data.tokens import check_length, encode_input
 from adapterhub.errors import DataError, InvalidRequest
 from adapterhub.recipe import LABELLED, Recipe
 from adapterhub.registry.bundle import TASK_FILE
-from adapterhub.registry.store import Registry
 
 from .measure import Ask, answers
 from .splits import Splits
@@ -23,6 +22,8 @@ from .temperature import Fit, confidences, fit_temperature
 from .threshold import Threshold, keeping, separating
 
 if TYPE_CHECKING:
+    from adapterhub.runtime.hub import AdapterHub
+
     from .temperature import Table
 
 
@@ -51,12 +52,10 @@ class Seen:
     outside: Table
 
 
-def calibrate(
-    recipe: Recipe, base: Base, registry: Registry, folder: Path, spec: TaskSpec, splits: Splits
-) -> Calibrated:
+def calibrate(recipe: Recipe, hub: AdapterHub, folder: Path, spec: TaskSpec, splits: Splits) -> Calibrated:
     """Find temperature and threshold as the recipe asks for, and write them into task.json of the trained `folder`.
 
-    The adapter answers the validation rows through the runtime, as it will be served. The threshold is one on the
+    The adapter answers the validation rows through `hub`, as it will be served. The threshold is one on the
     probabilities that the temperature gives. With a temperature of 1 and no threshold the file stays as it is. Raises
     what answering raises.
     """
@@ -65,10 +64,7 @@ def calibrate(
     asked = recipe.calibration
     seen = None
     if "auto" in (asked.temperature, asked.reject_below):
-        from adapterhub.runtime.hub import AdapterHub
-
-        with AdapterHub(base=base, registry=registry, precision=recipe.training.precision) as hub:
-            seen = see(partial(hub.answers, hub.folder(folder)), spec, splits)
+        seen = see(partial(hub.answers, hub.folder(folder)), spec, splits)
     fit = _temperature(asked.temperature, seen, spec)
     record: dict[str, Any] = {"temperature": fit.temperature, "temperature_reason": fit.reason}
     threshold = _threshold(asked.reject_below, seen, fit.temperature)
@@ -88,8 +84,10 @@ def see(ask: Ask, spec: TaskSpec, splits: Splits) -> Seen:
     from adapterhub.training.answers import target_of
 
     def logits_of(examples: Sequence[Example]) -> Table:
-        found = [answer.logits for answer in answers(ask, examples)]
-        return np.array(found, np.float64).reshape(len(examples), len(spec.labels))
+        found = np.empty((len(examples), len(spec.labels)))
+        for row, answer in enumerate(answers(ask, examples)):
+            found[row] = answer.logits
+        return found
 
     targets = [target_of(example, spec.kind, spec.labels) for example in splits.validation]
     return Seen(

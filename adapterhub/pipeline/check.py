@@ -20,9 +20,9 @@ from adapterhub.recipe import LABELLED, Kind, Recipe, load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
 
-from .build import make_spec
 from .check_pairs import PAIRED, count_texts, pair_warnings
 from .estimate import Estimate, estimate, measure_lengths
+from .prepare import make_spec
 from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
 Found = TypeVar("Found")

@@ -11,7 +11,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import Kind, TaskSpec
 from adapterhub.data.tokens import encode_input
 from adapterhub.errors import InvalidRequest
-from adapterhub.metrics import Metric, accuracy, auroc, calibration_error, evaluate, refusal_recall
+from adapterhub.metrics import Metric, accuracy, auroc, calibration_error, evaluate, rejection_recall
 
 if TYPE_CHECKING:
     from adapterhub.runtime.target import Prediction
@@ -87,9 +87,9 @@ def score(
 ) -> dict[str, Metric]:
     """Return the metrics of (row, answer) pairs, each row answered once.
 
-    Those of a classification are of the likeliest labels, given or not, so that tasks can be compared. What refusing
-    does stands beside them: where the task may refuse, how many of `examples` get their right label all the same, and
-    with answers to rows that have no label of the task (`outside`), how many of these are refused.
+    Those of a classification are of the likeliest labels, given or not, so that tasks can be compared. What rejecting
+    does stands beside them: where the task may reject, how many of `examples` get their right label all the same, and
+    with answers to rows that have no label of the task (`outside`), how many of these are rejected.
     """
     assert spec.kind != "embedding", "see pairs.retrieval_of"
     by_row = dict(answered)
@@ -103,7 +103,7 @@ def score(
     if outside or (spec.calibration is not None and spec.calibration.reject_below is not None):
         metrics["in_scope_accuracy"] = accuracy(gold, [answer.label for answer in found])
     if outside:
-        metrics["oos_recall"] = refusal_recall([answer.label for answer in outside])
+        metrics["oos_recall"] = rejection_recall([answer.label for answer in outside])
         metrics["oos_auroc"] = auroc(sure, [likeliest(answer)[1] for answer in outside])
     return metrics
 

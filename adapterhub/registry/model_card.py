@@ -24,12 +24,18 @@ _METRICS = {
     "in_scope_accuracy": ("accuracy", "In-scope accuracy"),
     "oos_recall": ("recall", "Out-of-scope recall"),
     "oos_auroc": ("roc_auc", "Out-of-scope AUROC"),
+    "preference_accuracy": ("accuracy", "Preference accuracy"),
+    "recall_at_1": ("recall", "Recall@1"),
+    "recall_at_5": ("recall", "Recall@5"),
+    "mrr": ("mrr", "Mean reciprocal rank"),
 }
 _JOBS = {
     "classification": "gives a text one of its labels",
     "multilabel": "gives a text any number of its labels",
     "generation": "answers a prompt with a text",
+    "embedding": "turns a text into a vector of length 1, texts that belong together lying near each other",
 }
+_PIPELINE_TAGS = {"generation": "text-generation", "embedding": "sentence-similarity"}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -62,7 +68,9 @@ def front_matter(card: Card) -> dict[str, Any]:
         front |= {"base_model": base, "base_model_relation": "adapter"}
     front["library_name"] = "peft"
     front["pipeline_tag"] = pipeline_tag(card)
-    front["tags"] = [*([f"base_model:adapter:{base}"] if on_hub else []), "lora", "transformers", "adapterhub"]
+    feature = ["feature-extraction"] if card.kind == "embedding" else []
+    on_base = [f"base_model:adapter:{base}"] if on_hub else []
+    front["tags"] = [*on_base, "lora", "transformers", "adapterhub", *feature]
     front |= {key: list(values) for key, values in (("language", card.language), ("datasets", card.datasets)) if values}
     front |= _license(card.license)
     if card.metrics:
@@ -72,7 +80,7 @@ def front_matter(card: Card) -> dict[str, Any]:
 
 def pipeline_tag(card: Card) -> str:
     """Return the Hub's name for what the task does."""
-    return "text-generation" if card.kind == "generation" else "text-classification"
+    return _PIPELINE_TAGS.get(card.kind, "text-classification")
 
 
 def _license(name: str | None) -> dict[str, str]:

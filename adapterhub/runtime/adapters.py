@@ -184,10 +184,10 @@ def _check_labels(name: str, spec: TaskSpec, weights: LoraWeights) -> None:
     """Raise CorruptAdapter where labels and head do not belong together."""
     head, pooling = weights.head, spec.pooling
     if spec.kind == "embedding":
-        if head or pooling not in FEATURE_POOLINGS:
+        if head or spec.labels or pooling not in FEATURE_POOLINGS:
             raise CorruptAdapter(
-                f"{name!r} makes vectors, so it has no head and one of the poolings {', '.join(FEATURE_POOLINGS)}; it "
-                f"has {sorted(head)} and {pooling!r}"
+                f"{name!r} makes vectors, so it has neither head nor labels, and one of the poolings "
+                f"{', '.join(FEATURE_POOLINGS)}; it has {sorted(head)}, {list(spec.labels)} and {pooling!r}"
             )
         return
     if spec.kind == "generation":

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from adapterhub.base.features import check_pooling, default_pooling
+from adapterhub.base.features import FEATURE_POOLINGS, check_pooling, default_pooling
 from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size, load_tokenizer
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
-from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.data.task import PromptSpec, TaskSpec, a_task
 from adapterhub.data.tokens import check_length, encode_completion, encode_continuation, encode_input
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.loop import EngineLoop
@@ -32,7 +32,7 @@ from adapterhub.engine.request import (
 )
 from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
+from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
 
 from .adapters import AdapterCache
 from .pending import Pending
@@ -134,14 +134,19 @@ class LoadedBase:
     def pooling(self, target: Target, asked: str | None) -> str:
         """Return `asked` where it is known; for None what an embedding task was trained with, or the base's default.
 
-        Raises InvalidRequest and BaseError.
+        Raises InvalidRequest, CorruptAdapter and BaseError.
         """
         if asked is not None:
             check_pooling(asked)
             return asked
-        if target.spec is not None and target.spec.kind == "embedding" and target.spec.pooling is not None:
-            return target.spec.pooling
-        return default_pooling(self.base)
+        if target.spec is None or target.spec.kind != "embedding":
+            return default_pooling(self.base)
+        if target.spec.pooling not in FEATURE_POOLINGS:
+            raise CorruptAdapter(
+                f"{target.name!r} makes vectors, but its task.json has pooling {target.spec.pooling!r}; expected one "
+                f"of {', '.join(FEATURE_POOLINGS)}"
+            )
+        return target.spec.pooling
 
     def start_embedding(self, target: Target, pooling: str, given: Input) -> Pending[Embedding]:
         """Queue one text for its vector; raises what is wrong with it at once."""
@@ -305,11 +310,6 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:
     return {name: given} if isinstance(given, str) else given
-
-
-def a_task(kind: str) -> str:
-    """Return a kind of task as part of a sentence."""
-    return f"{'an' if kind == 'embedding' else 'a'} {kind} task"
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:

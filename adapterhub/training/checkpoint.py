@@ -20,7 +20,6 @@ from adapterhub.errors import TrainingError
 
 from .run import Snapshot
 
-FILE = "checkpoint.safetensors"
 _FORMAT = "1"
 
 
@@ -33,8 +32,8 @@ class Checkpoint:
     failed: Mapping[str, str]
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
-    """Replace the checkpoint in `folder`; return its bytes. Raises OSError, and then the old one is still there."""
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> int:
+    """Replace the checkpoint at `path`; return its bytes. Raises OSError, and then the old one is still there."""
     tensors = {
         f"{run}/{name}": tensor.cpu().contiguous()
         for run, snapshot in checkpoint.snapshots.items()
@@ -44,25 +43,24 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
     record = {"format": _FORMAT, "values": json.dumps(values), "failed": json.dumps(dict(checkpoint.failed))}
     record["turn"] = str(checkpoint.turn)
     data = save(tensors, metadata=record)
-    scratch = folder / f".{FILE}-{os.getpid()}"
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with scratch.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(folder / FILE)
+        scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
     return len(data)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint in `folder`, None where there is none. Raises TrainingError for one that is damaged."""
-    file = folder / FILE
-    if not file.is_file():
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Return the checkpoint at `path`, None where there is none. Raises TrainingError for one that is damaged."""
+    if not path.is_file():
         return None
     try:
-        with safe_open(file, framework="pt") as stored:
+        with safe_open(path, framework="pt") as stored:
             record: Mapping[str, str] = stored.metadata()
             if record["format"] != _FORMAT:
                 raise ValueError(f"format {record['format']!r}")  # noqa: TRY301  (one message for all that is wrong)
@@ -75,6 +73,6 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
                 tensors[run][key] = stored.get_tensor(name)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise TrainingError(
-            f"the checkpoint {file} cannot be read ({error}); remove it, or train without --resume, to begin anew"
+            f"the checkpoint {path} cannot be read ({error}); remove it, or train without --resume, to begin anew"
         ) from error
     return Checkpoint(turn, {run: Snapshot(tensors[run], values[run]) for run in values}, failed)

@@ -79,7 +79,8 @@ class StepReport:
 class TrainingResult:
     """What came of a job.
 
-    `spec` is what task.json says. `seconds` is all of the training, evaluations included; examples and tokens (padding
+    `spec` is what task.json says. `seconds` is all of the training, evaluations included; `trunk_seconds` before it are
+    those of the layers below the adapter, where they were not kept already. Examples and tokens (padding
     not counted) per second are of the training steps alone. `best` is the evaluation whose weights were kept, None
     without validation. `peak_memory_bytes` is the most this process has held resident, `precision` the dtype the frozen
     base was computed in.
@@ -88,6 +89,7 @@ class TrainingResult:
     spec: TaskSpec
     steps: int
     seconds: float
+    trunk_seconds: float
     examples_per_second: float
     tokens_per_second: float
     peak_memory_bytes: int

@@ -255,7 +255,7 @@ class LeanNetwork:
     def _forward(
         self, line: Line, learners: Sequence[Learner], rows: Sequence[Sequence[Row]], *, learn: bool
     ) -> Tensor:
-        lean = [_lean(each) for each in learners]
+        lean = [lean_learner(each) for each in learners]
         first, trunk = lean[0].first, lean[0].trunk
         below = None if trunk is None else trunk.states(line, rows)
         return self.decoder.forward(line, [each.adapter for each in lean], learn=learn, first=first, trunk=below)
@@ -303,15 +303,16 @@ def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
     """Group the turns whose line begins at the same layer."""
     found: dict[tuple[int, bool], list[_Part]] = {}
     for part in given:
-        lean = _lean(part[1].learner)
+        lean = lean_learner(part[1].learner)
         found.setdefault((lean.first, lean.trunk is None), []).append(part)
     return list(found.values())
 
 
-def _lean(learner: Learner) -> LeanLearner:
+def lean_learner(learner: Learner) -> LeanLearner:
+    """Return the learner as what it is on this network."""
     assert isinstance(learner, LeanLearner), "the packed decoder trains its own learners only"
     return learner
 
 
 def _adapter(learner: Learner) -> LearningAdapter:
-    return _lean(learner).adapter
+    return lean_learner(learner).adapter

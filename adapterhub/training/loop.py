@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from adapterhub.errors import TrainingError
 
-from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from .checkpoint import Checkpoint
 from .job import Progress, StepReport
-from .journal import Journal
+from .keeper import Keeper
 from .learner import Judged, Network, Turn
 from .rows import Row, batch_of
 from .run import Run, Snapshot
@@ -31,8 +30,8 @@ Track = Callable[[str, Mapping[str, float], int], None]
 class Loop:
     """Trains `runs` on one network, side by side; `run` does it once.
 
-    With a `folder` the loop keeps a checkpoint and each run's journal there. `failed` says why runs ended before their
-    time; the others go on.
+    A `keeper` keeps checkpoints and journals; `track` hears of every figure besides. `failed` says why runs ended
+    before their time; the others go on.
     """
 
     def __init__(
@@ -41,20 +40,18 @@ class Loop:
         runs: Sequence[Run],
         accelerator: Accelerator,
         progress: Progress,
-        folder: Path | None = None,
+        keeper: Keeper | None = None,
         track: Track | None = None,
     ) -> None:
         self.network, self.runs, self.failed = network, runs, dict[str, TrainingError]()
-        self._accelerator, self._progress, self._folder, self._track = accelerator, progress, folder, track
-        self._writes = folder is not None and accelerator.is_main_process
-        self._journals: dict[str, Journal] = {}
+        self._accelerator, self._progress, self._keeper, self._track = accelerator, progress, keeper, track
         self._good: dict[str, Snapshot] = {}
         self._turn = 0
         self._written = time.monotonic()
 
     def resume(self) -> bool:
-        """Go on from the checkpoint in the folder; return whether there was one. Raises TrainingError for a bad one."""
-        found = None if self._folder is None else read_checkpoint(self._folder)
+        """Go on from the last checkpoint; return whether there was one. Raises TrainingError for a bad one."""
+        found = None if self._keeper is None else self._keeper.read()
         if found is None:
             return False
         self.failed = {name: TrainingError(message) for name, message in found.failed.items()}
@@ -66,9 +63,9 @@ class Loop:
 
     def run(self) -> None:
         """Train every run to its last step, or until its validation has stopped improving; the best weights stay."""
+        if self._keeper is not None:
+            self._keeper.begin((run.name, run.step) for run in self.runs)
         for run in self.runs:
-            if self._folder is not None and self._writes:
-                self._journals[run.name] = Journal(self._folder / run.name, run.step)
             self._progress.begin(run.name, run.steps)
         try:
             self._take_snapshots()
@@ -82,10 +79,10 @@ class Loop:
             self._take_snapshots()
             self._write()
         finally:
-            for journal in self._journals.values():
-                journal.close()
             for run in self.runs:
                 self._progress.end(run.name)
+            if self._keeper is not None:
+                self._keeper.end()
         for run in self.runs:
             if run.name not in self.failed:
                 self._guarded(run, run.finish)
@@ -105,15 +102,15 @@ class Loop:
     def _apply(self, run: Run, loss: float, batch: Sequence[Row], seconds: float) -> None:
         report = run.apply(loss, batch, seconds)
         self._progress.step(run.name, report)
-        if run.name in self._journals:
-            self._journals[run.name].step(report)
+        if self._keeper is not None:
+            self._keeper.step(run.name, report)
         if self._track is not None:
             self._track(run.name, _tracked(report), report.step)
         if run.due:
             evaluation, best = run.evaluated(self._judged(run))
             self._progress.evaluated(run.name, evaluation, best=best)
-            if run.name in self._journals:
-                self._journals[run.name].evaluated(evaluation, best=best)
+            if self._keeper is not None:
+                self._keeper.evaluated(run.name, evaluation, best=best)
             if self._track is not None:
                 value = {"validation_loss": evaluation.loss, f"validation_{evaluation.metric}": evaluation.value}
                 self._track(run.name, value, evaluation.step)
@@ -134,9 +131,8 @@ class Loop:
             self._progress.stage(
                 f"{run.name}: {error}. Going back to step {run.step}, once, with a third of the learning rate"
             )
-            if run.name in self._journals and self._folder is not None:
-                self._journals[run.name].close()
-                self._journals[run.name] = Journal(self._folder / run.name, run.step)
+            if self._keeper is not None:
+                self._keeper.rewind(run.name, run.step)
 
     def _turn_of(self, run: Run, batch: Sequence[Row]) -> Turn:
         """Return this process's part of a batch, with the weight of all of it."""
@@ -177,15 +173,15 @@ class Loop:
         """Write the snapshots at hand to disk; a full disk is told, and training goes on."""
         snapshots = _with_random_states(self._good, self._accelerator)
         self._written = time.monotonic()
-        if self._folder is None or not self._writes:
+        if self._keeper is None:
             return
         failed = {name: str(error) for name, error in self.failed.items()}
         try:
-            write_checkpoint(self._folder, Checkpoint(self._turn, snapshots, failed))
+            self._keeper.write(Checkpoint(self._turn, snapshots, failed))
         except OSError as error:
             self._progress.stage(
-                f"the checkpoint could not be written to {self._folder} ({error.strerror or error}); training goes on, "
-                "and --resume would begin at the one before"
+                f"the checkpoint could not be written to {self._keeper.folder} ({error.strerror or error}); training "
+                "goes on, and --resume would begin at the one before"
             )
 
 

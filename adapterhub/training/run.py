@@ -93,7 +93,7 @@ class Run:
         self._stale = 0
         self._first: list[float] = []
         self._average = self._lowest = math.inf
-        self.seconds = 0.0
+        self.seconds = self.trunk_seconds = 0.0
 
     @property
     def done(self) -> bool:
@@ -108,6 +108,16 @@ class Run:
     def batch(self) -> list[Row]:
         """Return the rows of the next step."""
         return [self.train[row] for row in self._order.batch(self.step)]
+
+    def epoch(self) -> list[list[Row]]:
+        """Return the batches of the first epoch."""
+        return [[self.train[row] for row in self._order.batch(step)] for step in range(self._order.steps_an_epoch)]
+
+    @property
+    def evaluations(self) -> int:
+        """How often validation is looked at if all steps are taken."""
+        whole, rest = divmod(self.steps, self._every)
+        return whole + (rest > 0) if self.validation else 0
 
     def learning_rate(self) -> float:
         """Return the rate of the next step."""

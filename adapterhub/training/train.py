@@ -25,11 +25,13 @@ from .answers import check_contrast, check_learnable
 from .begin import Principal, begin_at
 from .general import GeneralNetwork, PeftLearner, begin_at_principal, build_learner
 from .job import Progress, TrainingJob, TrainingResult
-from .lean import LeanLearner, LeanNetwork
+from .keeper import CHECKPOINTS, Keeper
+from .lean import LeanLearner, LeanNetwork, lean_learner
 from .learner import Learner, Network
-from .loop import Loop, Track
+from .loop import Loop
 from .machine import fit_threads, peak_memory_bytes
 from .objectives import objective_for
+from .probe import Probe, probe, probe_rows, probe_validation
 from .rows import Row, encode_rows, weigh_classes
 from .run import Run
 from .trunk import Trunk, fits_on_disk
@@ -79,16 +81,37 @@ class Trainer:
     `precision` is that of the base. Under `accelerate launch` every process makes the same calls.
     """
 
-    def __init__(self, base: Base, precision: str = "auto", track: Track | None = None) -> None:
-        self.accelerator = Accelerator(mixed_precision="no")
+    def __init__(
+        self, base: Base, precision: str = "auto", *, tracker: str | None = None, folder: Path | None = None
+    ) -> None:
+        """`tracker` names a tracker that accelerate knows, which writes to `folder` if it writes files at all.
+
+        Raises UsageError where it is not known, or its package is missing.
+        """
+        try:
+            self.accelerator = Accelerator(mixed_precision="no", log_with=tracker, project_dir=folder)
+            if tracker is not None:
+                self.accelerator.init_trackers("adapterhub")
+        except (ValueError, ImportError) as error:
+            raise UsageError(
+                f"the tracker {tracker!r} cannot be used ({error}); install its package, or name another that "
+                "accelerate knows, such as tensorboard"
+            ) from error
         fit_threads(os.environ)
-        self._base, self._precision, self._track = base, precision, track
+        self._base, self._precision, self._tracker = base, precision, tracker
         self._lean: LeanNetwork | None = None
 
     def close(self) -> None:
-        """Let go of the base."""
+        """Let go of the base, and end the tracker."""
         self._lean = None
+        if self._tracker is not None:
+            self.accelerator.end_training()
         self.accelerator.free_memory()
+
+    def forget(self, folder: Path) -> None:
+        """Remove the checkpoints in `folder`: what was trained is safe elsewhere."""
+        for file in folder.glob(CHECKPOINTS):
+            file.unlink(missing_ok=True)
 
     def train(
         self, jobs: Sequence[TrainingJob], progress: Progress, folder: Path | None = None, *, resume: bool = False
@@ -110,9 +133,10 @@ class Trainer:
         groups = [together] if together else []
         groups += [[i] for i in ready if i not in together]
         for group in groups:
-            place = folder if folder is None or len(groups) == 1 else folder / jobs[group[0]].recipe.task
+            named = "all" if group is together else jobs[group[0]].recipe.task
+            keeper = None if folder is None else Keeper(folder, named, main=self.accelerator.is_main_process)
             with torch.random.fork_rng():
-                outcomes = self._together([ready[i] for i in group], progress, place, resume=resume)
+                outcomes = self._together([ready[i] for i in group], progress, keeper, resume=resume)
             found |= dict(zip(group, outcomes, strict=True))
         return [found[i] for i in range(len(jobs))]
 
@@ -144,7 +168,7 @@ class Trainer:
         return True
 
     def _together(
-        self, group: Sequence[_Ready], progress: Progress, folder: Path | None, *, resume: bool
+        self, group: Sequence[_Ready], progress: Progress, keeper: Keeper | None, *, resume: bool
     ) -> list[Trained | AdapterHubError]:
         """Train jobs on one network, and return what came of each."""
         found: dict[int, Trained | AdapterHubError] = {}
@@ -152,16 +176,20 @@ class Trainer:
         network: Network | None = None
         for i, ready in enumerate(group):
             try:
-                network, each = self._start(ready, progress)
-                started[i] = each
+                network, started[i] = self._start(ready, progress)
+                self._use_trunk(network, started[i].run, progress)
             except AdapterHubError as error:
                 found[i] = error
         if network is not None and started:
             runs = [each.run for each in started.values()]
-            loop = Loop(network, runs, self.accelerator, progress, folder, self._track)
-            if resume and loop.resume():
+            track = None if self._tracker is None else self._track
+            loop = Loop(network, runs, self.accelerator, progress, keeper, track)
+            if resume:
+                resumed = loop.resume()
                 told = ", ".join(f"{run.name} at step {run.step} of {run.steps}" for run in runs)
-                progress.stage(f"going on from the checkpoint in {folder}: {told}")
+                progress.stage(
+                    f"going on from the checkpoint: {told}" if resumed else "no checkpoint: from the beginning"
+                )
             loop.run()
             for i, each in started.items():
                 found[i] = loop.failed.get(each.run.name) or self._finished(each, network)
@@ -196,8 +224,6 @@ class Trainer:
         if recipe.kind == "preference":
             progress.stage(f"{recipe.task}: what the base alone says of {len(train) + len(validation)} preferences")
             train, validation = (_with_references(network, learner, rows) for rows in (train, validation))
-        if isinstance(network, LeanNetwork) and isinstance(learner, LeanLearner):
-            self._use_trunk(network, learner, [*train, *validation], recipe.task, progress)
         objective = objective_for(recipe.kind, recipe.training)
         run = Run(recipe.task, learner, objective, train, validation, recipe.training, pads=network.pads)
         return network, _Started(run, ready, principal)
@@ -207,25 +233,54 @@ class Trainer:
             self._lean = LeanNetwork(job.base, self._precision, self.accelerator.device)
         return self._lean
 
-    def _use_trunk(
-        self, network: LeanNetwork, learner: LeanLearner, rows: Sequence[Row], task: str, progress: Progress
-    ) -> None:
+    def probe(self, job: TrainingJob, progress: Progress) -> Probe:
+        """Take a few steps of a job and return what all of it will take. Raises as training does."""
+        with torch.random.fork_rng():
+            network, started = self._start(self._encoded(job), progress)
+            run = started.run
+            seconds = 0.0
+            if trunk := self._trunk(network, run):
+                rows = [*probe_validation(run), *(row for batch in probe_rows(run) for row in batch)]
+                begun = time.perf_counter()
+                done = trunk.fill(_sequences(rows))
+                rate = (time.perf_counter() - begun) / done if done else 0.0
+                seconds = rate * trunk.tokens_missing(_sequences([*run.train, *run.validation]))
+            return probe(network, run, seconds)
+
+    def _use_trunk(self, network: Network, run: Run, progress: Progress) -> None:
         """Have the layers below the adapter computed once, where there are any and the disk has room for it."""
-        if learner.first == 0:
+        trunk = self._trunk(network, run)
+        if trunk is None:
             return
-        root = cache_root() / "trunks"
-        trunk = Trunk(root, self._base.fingerprint, network.decoder, learner.first)
-        sequences = [each.ids for row in rows for each in row.sequences]
-        if not fits_on_disk(root, trunk.bytes_missing(sequences)):
-            progress.stage(f"{task}: the disk has no room for what the {learner.first} layers below make of the rows")
+        sequences = _sequences([*run.train, *run.validation])
+        if not fits_on_disk(trunk.root, trunk.bytes_of(trunk.tokens_missing(sequences))):
+            lean_learner(run.learner).trunk = None
+            progress.stage(
+                f"{run.name}: no room on the disk to keep what the {trunk.depth} layers below make of the rows"
+            )
             return
         started = time.perf_counter()
         with self.accelerator.main_process_first():
             tokens = trunk.fill(sequences)
         if tokens:
-            seconds = time.perf_counter() - started
-            progress.stage(f"{task}: {tokens} tokens through the {learner.first} layers below, kept ({seconds:.0f} s)")
-        learner.trunk = trunk
+            run.trunk_seconds = time.perf_counter() - started
+            progress.stage(
+                f"{run.name}: {tokens} tokens through the {trunk.depth} layers below the adapter, kept for other "
+                f"trainings ({run.trunk_seconds:.0f} s)"
+            )
+
+    def _trunk(self, network: Network, run: Run) -> Trunk | None:
+        """Return the trunk of a run whose adapter leaves the lowest layers alone, empty as yet, and have it used."""
+        if not isinstance(network, LeanNetwork):
+            return None
+        learner = lean_learner(run.learner)
+        if learner.first == 0:
+            return None
+        learner.trunk = Trunk(cache_root() / "trunks", self._base.fingerprint, network.decoder, learner.first)
+        return learner.trunk
+
+    def _track(self, task: str, values: Mapping[str, float], step: int) -> None:
+        self.accelerator.log({f"{task}/{name}": value for name, value in values.items()}, step=step)
 
     def _finished(self, started: _Started, network: Network) -> Trained:
         run, job = started.run, started.ready.job
@@ -239,6 +294,7 @@ class Trainer:
                 spec=dataclasses.replace(job.spec, pooling=run.learner.pooling),
                 steps=run.step,
                 seconds=run.seconds,
+                trunk_seconds=run.trunk_seconds,
                 examples_per_second=run.speed.examples_per_second,
                 tokens_per_second=run.speed.tokens_per_second,
                 peak_memory_bytes=peak_memory_bytes(),
@@ -264,6 +320,10 @@ def train_adapter(job: TrainingJob, out: Path, progress: Progress) -> TrainingRe
         raise outcome
     outcome.write(out)
     return outcome.result
+
+
+def _sequences(rows: Sequence[Row]) -> list[tuple[int, ...]]:
+    return [each.ids for row in rows for each in row.sequences]
 
 
 def _with_references(network: LeanNetwork | GeneralNetwork, learner: Learner, rows: Sequence[Row]) -> list[Row]:

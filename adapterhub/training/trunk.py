@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Trunk:
 
     def __init__(self, root: Path, base: str, decoder: PackedDecoder, depth: int) -> None:
         dtype = str(decoder.dtype).removeprefix("torch.")
-        self._root, self._decoder, self.depth = root, decoder, depth
+        self.root, self._decoder, self.depth = root, decoder, depth
         self._folder = root / f"{base.removeprefix('sha256:')[:16]}-{depth}-{dtype}"
         self._places: dict[bytes, _Place] = {}
         self._shards: list[np.ndarray[Any, np.dtype[np.int16]]] = []
@@ -73,10 +74,13 @@ class Trunk:
             self._make_room()
         return total
 
-    def bytes_missing(self, sequences: Iterable[Ids]) -> int:
-        """Return how much disk `fill` would take."""
+    def tokens_missing(self, sequences: Iterable[Ids]) -> int:
+        """Return how many tokens `fill` would compute."""
         self._open_all()
-        tokens = sum(len(ids) for ids in dict.fromkeys(sequences) if _key(ids) not in self._places)
+        return sum(len(ids) for ids in dict.fromkeys(sequences) if _key(ids) not in self._places)
+
+    def bytes_of(self, tokens: int) -> int:
+        """Return the disk that so many tokens take."""
         return tokens * self._decoder.hidden * 2
 
     def states(self, line: Line, rows: Sequence[Sequence[Row]]) -> Tensor:
@@ -146,15 +150,17 @@ class Trunk:
 
     def _make_room(self) -> None:
         """Remove the shards used longest ago while all trunks together take too much; those in use stay readable."""
-        shards = sorted(self._root.glob("*/*.index"), key=lambda file: file.stat().st_mtime)
-        sizes = {each: each.with_suffix(".states").stat().st_size for each in shards}
-        over = sum(sizes.values()) - _MOST_BYTES
-        for index in shards:
+        found = []
+        for index in self.root.glob("*/*.index"):
+            with suppress(FileNotFoundError):  # another process makes room as well
+                found.append((index.stat().st_mtime, index.with_suffix(".states").stat().st_size, index))
+        over = sum(size for _, size, _ in found) - _MOST_BYTES
+        for _, size, index in sorted(found):
             if over <= 0:
                 return
             index.unlink(missing_ok=True)
             index.with_suffix(".states").unlink(missing_ok=True)
-            over -= sizes[index]
+            over -= size
 
 
 def fits_on_disk(root: Path, needed: int) -> bool:

@@ -22,7 +22,8 @@ from adapterhub.errors import (
     UsageError,
 )
 from adapterhub.pipeline.adopt import Request, adopt
-from adapterhub.pipeline.build import BuildResult, build, check_writable, make_spec
+from adapterhub.pipeline.build import BuildResult, build
+from adapterhub.pipeline.prepare import check_writable, make_spec
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub

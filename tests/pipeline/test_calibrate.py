@@ -110,12 +110,12 @@ def test_rows_out_of_scope_choose_a_threshold_and_measure_it(tmp_path: Path) -> 
     assert card.calibration["reject_below_reason"] == expected.reason
     assert card.data["out_of_scope.test"]["rows"] == 24
     assert card.data["out_of_scope.test"]["name"] == "oos_test.jsonl"
-    refused = [answer.label is None for answer in ask(tmp_path, "toy", "oos_test.jsonl")]
+    rejected = [answer.label is None for answer in ask(tmp_path, "toy", "oos_test.jsonl")]
     right = [
         answer.label == row["label"]
         for answer, row in zip(ask(tmp_path, "toy", "test.jsonl"), noisy(40, 2), strict=True)
     ]
-    assert result.metrics["oos_recall"].value == pytest.approx(sum(refused) / 24)
+    assert result.metrics["oos_recall"].value == pytest.approx(sum(rejected) / 24)
     assert result.metrics["in_scope_accuracy"].value == pytest.approx(sum(right) / 40)
     assert result.metrics["in_scope_accuracy"].value <= result.metrics["accuracy"].value
     assert 0 <= result.metrics["oos_auroc"].value <= 1

@@ -155,6 +155,56 @@ def test_generation_compares_what_the_base_reads(tmp_path: Path) -> None:
     assert check(tmp_path, rows[:2], [], kind="generation").warnings[0].startswith("train.jsonl: 1 row with the text")
 
 
+PAIRS = [
+    {"text": "where is it", "positive": "Track a parcel", "negative": "Track a refund"},
+    {"text": "when does it come", "positive": "Track a parcel"},
+    {"text": "money back", "positive": "Track a refund"},
+    {"text": "give it back", "positive": "Track a refund"},
+]
+PREFERRED = [{"prompt": f"p{n // 2}", "chosen": f"yes {n}", "rejected": "no"} for n in range(8)]
+
+
+def test_pairs_are_counted_by_their_texts(tmp_path: Path) -> None:
+    make_tiny_base(tmp_path / "tiny")
+    report = check(tmp_path, PAIRS, [{"text": "a", "positive": "b"}], kind="embedding", base="./tiny")
+    assert (report.problems, report.warnings) == ([], [])
+    assert report.splits["train"].texts == {"texts": 4, "positives": 2, "negatives": 1}
+    assert report.splits["train"].labels == {}
+    assert report.to_record()["splits"]["test"]["texts"] == {"texts": 1, "positives": 1}
+    assert report.estimate is not None
+    report = check(
+        tmp_path, PREFERRED, [{"prompt": "q", "chosen": "a", "rejected": "b"}], kind="preference", base="./tiny"
+    )
+    assert (report.problems, report.warnings) == ([], [])
+    assert report.splits["train"].texts == {"prompts": 4}
+    assert report.estimate is not None
+
+
+def test_equal_and_contradicting_pairs_are_warnings(tmp_path: Path) -> None:
+    rows = [*PAIRS, PAIRS[1], {"text": "where is it", "positive": "Track a refund"}]
+    report = check(tmp_path, rows, [PAIRS[0]], kind="embedding")
+    assert report.warnings == [
+        f"train.jsonl: 1 row(s) equal to an earlier one, the first at {tmp_path}/train.jsonl:5",
+        "train.jsonl: 1 negative(s) that are a positive of the same text in another row, the first at "
+        f"{tmp_path}/train.jsonl:6 and {tmp_path}/train.jsonl:1",
+        f"test and train share 1 text, the first at {tmp_path}/test.jsonl:1 ('where is it'); test metrics will flatter",
+    ]
+    rows = [*PREFERRED, PREFERRED[2], {"prompt": "p0", "chosen": "no", "rejected": "yes 1"}]
+    report = check(tmp_path, rows, [{"prompt": "q", "chosen": "a", "rejected": "b"}], kind="preference")
+    assert report.warnings == [
+        f"train.jsonl: 1 row(s) equal to an earlier one, the first at {tmp_path}/train.jsonl:9",
+        "train.jsonl: 1 preference(s) that another row reverses, the first at "
+        f"{tmp_path}/train.jsonl:2 and {tmp_path}/train.jsonl:10",
+    ]
+
+
+def test_pairs_and_weights_that_training_would_refuse(tmp_path: Path) -> None:
+    report = check(tmp_path, [{"text": f"t{n}", "positive": "x"} for n in range(4)], PAIRS[:1], kind="embedding")
+    assert "all training rows have the same positive, 'x'" in report.problems[0]
+    report = check(tmp_path, TRAIN, TEST, "training.class_weights={greet: 2, cow: 1}")
+    assert "training.class_weights names 'cow', which is no label; the labels are greet, part" in report.problems[0]
+
+
 def test_a_template_that_asks_for_a_missing_field_is_a_problem(tmp_path: Path) -> None:
     report = check(tmp_path, TRAIN, TEST, "prompt.template='{subject}: {text}'")
     assert report.problems[0] == f"{tmp_path}/train.jsonl:1: the field 'subject' is missing; the task's prompt needs it"

@@ -60,7 +60,7 @@ def test_rows_of_different_limits_are_all_answered_and_scored(base: Base) -> Non
     assert sorted(asked) == [(5, 59), (6, 59), (45, 55), (90, 10)]
 
 
-def test_refused_rows_are_wrong_and_refusals_are_measured() -> None:
+def test_rejected_rows_are_wrong_and_rejections_are_measured() -> None:
     labels = ("a", "b")
     task = TaskSpec("classification", "sha256:0", 40, labels, calibration=Calibration(1.0, 0.7))
 
@@ -71,7 +71,7 @@ def test_refused_rows_are_wrong_and_refusals_are_measured() -> None:
     examples = [Example(str(n), {"text": "t", "label": label}) for n, label in enumerate("aabb")]
     found = score(task, examples, enumerate(map(answer, (0.9, 0.6, 0.2, 0.8))), [answer(0.5), answer(0.7)])
     assert set(found) == {"accuracy", "macro_f1", "ece", "in_scope_accuracy", "oos_recall", "oos_auroc"}
-    # The second is right and refused, the last is wrong.
+    # The second is right and rejected, the last is wrong.
     assert found["accuracy"].value == 0.75
     assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3) / 2)
     assert found["in_scope_accuracy"].value == 0.5

@@ -30,9 +30,14 @@ def publish(
     calibration: Calibration | None = None,
 ) -> Published:
     """Publish a random adapter; another seed is another version, and so is another calibration."""
-    labelled = kind != "generation"
+    labelled = kind in ("classification", "multilabel")
     folder = make_adapter(
-        base.path, scratch / f"{task}-{seed}", "llama", labels=len(LABELS) if labelled else None, seed=seed
+        base.path,
+        scratch / f"{task}-{seed}",
+        "llama",
+        labels=len(LABELS) if labelled else None,
+        seed=seed,
+        vectors=kind == "embedding",
     )
     chat = PromptSpec("chat", system="Be brief.", template="Q: {prompt}", chat_template=CHAT_TEMPLATE)
     spec = TaskSpec(
@@ -40,8 +45,8 @@ def publish(
         base.fingerprint,
         256,
         LABELS if labelled else (),
-        PromptSpec() if labelled else chat,
-        "last" if labelled else None,
+        chat if kind == "generation" else PromptSpec(),
+        "mean" if kind == "embedding" else "last" if labelled else None,
         calibration=calibration,
     )
     (folder / "task.json").write_text(spec.to_json())

@@ -62,7 +62,7 @@ def test_a_label_may_be_null_in_the_description(server: Running) -> None:
         assert set(entry["data"][0]) == {"index", key, "probs"}
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/embeddings"])
 def test_refusals_are_described(server: Running, path: str) -> None:
     answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]
     assert set(answers) == {"200", "400", "401", "404", "409", "413", "422", "500", "503"}

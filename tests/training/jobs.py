@@ -68,7 +68,7 @@ class Recorder:
         self.told.append(message)
 
     def begin(self, task: str, steps: int) -> None:
-        self.told.append(f"begin {task} {steps}")
+        self.told.append(f"begin {steps}")
 
     def step(self, task: str, report: StepReport) -> None:
         self.steps.append(report)
@@ -78,4 +78,4 @@ class Recorder:
         self.evaluations.append((evaluation, best))
 
     def end(self, task: str) -> None:
-        self.told.append(f"end {task}")
+        self.told.append("end")

@@ -150,7 +150,7 @@ def test_ctrl_c_leaves_no_folder_behind(tmp_path: Path, llama: Any) -> None:
     progress = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         train_adapter(make_job(llama, toy_rows(96), training=QUICK), tmp_path / "out", progress)
-    assert progress.told[-1] == "end toy"
+    assert progress.told[-1] == "end"
     assert not (tmp_path / "out").exists()
 
 
