@@ -11,18 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from adapterhub.training.evaluate import Limits, evaluate
-from adapterhub.training.network import Network, build_network
 from torch import Tensor
 
 from adapterhub.base.load import load_tokenizer
-<<<<<<< HEAD:tests/training/test_general.py
 from adapterhub.training.general import GeneralNetwork, PeftLearner, build_learner, completion_positions
 from adapterhub.training.job import Evaluation
 from adapterhub.training.objectives import objective_for
-=======
-from adapterhub.training.objectives import completion_positions, objective_for
->>>>>>> main:tests/training/test_network.py
 from adapterhub.training.rows import Row, collate
 from tests.tiny import FAMILIES
 from tests.training.jobs import make_job, make_recipe, tiny_base, toy_rows
