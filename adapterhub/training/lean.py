@@ -300,11 +300,11 @@ def _cut(rows: Sequence[Row], *, together: bool) -> list[tuple[list[Row], int]]:
 
 
 def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
-    """Group the turns whose line begins at the same layer."""
-    found: dict[tuple[int, bool], list[_Part]] = {}
+    """Group the turns whose line begins at the same layer, of the same trunk."""
+    found: dict[tuple[int, Trunk | None], list[_Part]] = {}
     for part in given:
         lean = lean_learner(part[1].learner)
-        found.setdefault((lean.first, lean.trunk is None), []).append(part)
+        found.setdefault((lean.first, lean.trunk), []).append(part)
     return list(found.values())
 
 

@@ -100,10 +100,12 @@ class Trainer:
         fit_threads(os.environ)
         self._base, self._precision, self._tracker = base, precision, tracker
         self._lean: LeanNetwork | None = None
+        self._trunks: dict[int, Trunk] = {}
 
     def close(self) -> None:
         """Let go of the base, and end the tracker."""
         self._lean = None
+        self._trunks.clear()
         if self._tracker is not None:
             self.accelerator.end_training()
         self.accelerator.free_memory()
@@ -270,13 +272,19 @@ class Trainer:
             )
 
     def _trunk(self, network: Network, run: Run) -> Trunk | None:
-        """Return the trunk of a run whose adapter leaves the lowest layers alone, empty as yet, and have it used."""
+        """Return the trunk of a run whose adapter leaves the lowest layers alone, and have it used.
+
+        Runs whose adapters begin at the same layer have the same, so that one line can hold the rows of both.
+        """
         if not isinstance(network, LeanNetwork):
             return None
         learner = lean_learner(run.learner)
         if learner.first == 0:
             return None
-        learner.trunk = Trunk(cache_root() / "trunks", self._base.fingerprint, network.decoder, learner.first)
+        if learner.first not in self._trunks:
+            root = cache_root() / "trunks"
+            self._trunks[learner.first] = Trunk(root, self._base.fingerprint, network.decoder, learner.first)
+        learner.trunk = self._trunks[learner.first]
         return learner.trunk
 
     def _track(self, task: str, values: Mapping[str, float], step: int) -> None:
