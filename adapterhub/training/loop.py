@@ -144,9 +144,11 @@ class Loop:
         """Add up losses and gradients over processes."""
         if self._accelerator.num_processes == 1:
             return list(losses)
-        gradients = [p.grad for run in active for p in run.learner.parameters().values() if p.grad is not None]
-        for tensor in gradients:
-            torch.distributed.all_reduce(tensor)
+        for parameter in (p for run in active for p in run.learner.parameters().values()):
+            if parameter.grad is None:
+                # A batch of fewer rows than processes leaves some without any.
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
         told = torch.tensor(losses, dtype=torch.float64, device=self._accelerator.device)
         torch.distributed.all_reduce(told)
         found: list[float] = told.tolist()
