@@ -74,7 +74,7 @@ class Loop:
                 self._turn += 1
                 if self._turn % SNAPSHOT_STEPS == 0:
                     self._take_snapshots()
-                    if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+                    if self._write_is_due():
                         self._write()
             self._take_snapshots()
             self._write()
@@ -170,6 +170,13 @@ class Loop:
 
     def _take_snapshots(self) -> None:
         self._good = {run.name: run.snapshot() for run in self.runs if run.name not in self.failed}
+
+    def _write_is_due(self) -> bool:
+        """Say whether it is time; the first process decides for all, since all take part and their clocks differ."""
+        due = [time.monotonic() - self._written >= CHECKPOINT_SECONDS]
+        if self._accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(due)
+        return due[0]
 
     def _write(self) -> None:
         """Write the snapshots at hand to disk; a full disk is told, and training goes on."""
