@@ -52,12 +52,18 @@ class Loop:
     def resume(self) -> bool:
         """Go on from the last checkpoint; return whether there was one. Raises TrainingError for a bad one."""
         found = None if self._keeper is None else self._keeper.read()
-        if found is None:
+        if self._keeper is None or found is None:
             return False
         self.failed = {name: TrainingError(message) for name, message in found.failed.items()}
-        for run in self.runs:
-            if run.name not in self.failed:
-                run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
+        going = [run for run in self.runs if run.name not in self.failed]
+        for run in going:
+            if run.name not in found.snapshots or not run.fits(found.snapshots[run.name]):
+                raise TrainingError(
+                    f"the checkpoint {self._keeper.file} is of another training: it has no {run.name!r} of this shape; "
+                    "remove it, or train without --resume, to begin anew"
+                )
+        for run in going:
+            run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
         self._turn = found.turn
         return True
 
