@@ -263,7 +263,15 @@ class Trainer:
             return
         started = time.perf_counter()
         with self.accelerator.main_process_first():
-            tokens = trunk.fill(sequences)
+            try:
+                tokens = trunk.fill(sequences)
+            except OSError as error:
+                tokens = 0
+                lean_learner(run.learner).trunk = None
+                progress.stage(
+                    f"{run.name}: what the {trunk.depth} layers below make of the rows cannot be kept "
+                    f"({error.strerror or error}), so every step computes it anew"
+                )
         if tokens:
             run.trunk_seconds = time.perf_counter() - started
             progress.stage(
