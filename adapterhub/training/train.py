@@ -112,8 +112,9 @@ class Trainer:
 
     def forget(self, folder: Path) -> None:
         """Remove the checkpoints in `folder`: what was trained is safe elsewhere."""
-        for file in folder.glob(CHECKPOINTS):
-            file.unlink(missing_ok=True)
+        for pattern in (CHECKPOINTS, f".{CHECKPOINTS}-*"):  # those that were cut off while they were written, too
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def train(
         self, jobs: Sequence[TrainingJob], progress: Progress, folder: Path | None = None, *, resume: bool = False
