@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.base.record import Base
+from adapterhub.errors import ConfigError
 from adapterhub.training.job import TrainingJob
 from adapterhub.training.lean import LINE_TOKENS, LeanNetwork, _cut, _parts
 from adapterhub.training.objectives import objective_for
@@ -72,6 +74,7 @@ def test_loss_and_gradients_are_those_of_peft(tmp_path: Path, kind: str, family:
         {"targets": ["k_proj", "down_proj"], "rank": 3, "alpha": 5.0},
         {"targets": ["o_proj"], "layers": "top-2"},
         {"rank": 4, "rank_pattern": {"q_proj": 2, "mlp.up_proj": 7}},
+        {"rank": 4, "rank_pattern": {"q_proj": 2, "layers.1.self_attn.q_proj": 7}},  # the first in the file counts
         {"rank": 4, "rank_pattern": {"v_proj": 1}, "variant": "rslora", "targets": ["q_proj", "v_proj"]},
     ],
 )
@@ -254,6 +257,35 @@ def test_a_task_that_is_broken_leaves_the_others_as_they_are_bit_for_bit(
         for i, (found, expected) in enumerate(zip(gradients(value), whole, strict=True)):
             if i != broken:
                 assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_ranks_may_be_given_by_whole_names_as_peft_has_them(tmp_path: Path) -> None:
+    pattern = {"model.layers.1.mlp.up_proj": 2}
+    agree(job_of(tmp_path, "classification", lora={"rank": 4, "rank_pattern": pattern}))
+    _, learner = lean_of(job_of(tmp_path, "generation", lora={"rank": 4, "rank_pattern": pattern}))
+    ranks = {site.module: site.rank for site in learner.adapter.sites}
+    assert {name for name, rank in ranks.items() if rank == 2} == {"layers.1.mlp.up_proj"}
+
+
+def test_the_first_of_several_ranks_is_the_first_in_the_file(tmp_path: Path) -> None:
+    pattern = {"q_proj": 2, "layers.1.self_attn.q_proj": 7}
+    _, learner = lean_of(job_of(tmp_path, "classification", lora={"rank": 4, "rank_pattern": pattern}))
+    stored = json.loads(learner.config.to_json())["rank_pattern"]
+    assert list(learner.config.rank_pattern.items()) == list(stored.items()) == sorted(pattern.items())
+    ranks = {site.module: site.rank for site in learner.adapter.sites}
+    assert [ranks[f"layers.{i}.self_attn.q_proj"] for i in range(3)] == [2, 7, 2]
+
+
+@pytest.mark.parametrize(
+    "pattern", [{"qproj": 2}, {"layers.7.mlp.up_proj": 2}, {"proj": 2}, {"q_proj": 2, "self_attn.q_proj": 3}]
+)
+def test_a_rank_for_no_module_is_refused(tmp_path: Path, pattern: dict[str, int]) -> None:
+    job = job_of(tmp_path, "classification", lora={"rank_pattern": pattern})
+    for network in (lean_of, peft_of):
+        with pytest.raises(
+            ConfigError, match=rf"lora\.rank_pattern: '{[*pattern][-1]}' gives no .*layers\.0\.self_attn"
+        ):
+            network(job)
 
 
 def test_labels_are_those_of_the_job(tmp_path: Path) -> None:
