@@ -89,7 +89,9 @@ class Trainer:
         Raises UsageError where it is not known, or its package is missing.
         """
         try:
-            self.accelerator = Accelerator(mixed_precision="no", log_with=tracker, project_dir=folder)
+            # Processes that torchrun starts find each other on a CPU only if accelerate is told that there is no other.
+            cpu = not torch.accelerator.is_available()
+            self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", log_with=tracker, project_dir=folder)
             if tracker is not None:
                 self.accelerator.init_trackers("adapterhub")
         except (ValueError, ImportError) as error:
