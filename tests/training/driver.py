@@ -41,16 +41,19 @@ class Plan:
     resume: bool = False
     kill: tuple[str, int] | None = None
     changes: tuple[tuple[str, Any], ...] = ()
+    """Of the training settings, and `dropout`."""
 
 
 def jobs_of(plan: Plan) -> list[TrainingJob]:
     """Classification "a" and generation "b", both with dropout, whose batches do not fill an epoch evenly."""
     base = open_base(str(plan.base), cache=plan.folder / "bases")
-    training = {"steps": 13, "batch_size": 4, "learning_rate": 5e-3, "eval_every": 4} | dict(plan.changes)
+    changes = dict(plan.changes)
+    dropout = changes.pop("dropout", 0.2)
+    training = {"steps": 13, "batch_size": 4, "learning_rate": 5e-3, "eval_every": 4} | changes
     letters = [example(f"f:{n}", prompt="ab" * (n % 3 + 1), completion="xyz"[: n % 3 + 1]) for n in range(11)]
     jobs = {
         "a": make_job(
-            base, toy_rows(26), toy_rows(6, seed=1), task="a", training=training, lora={"rank": 4, "dropout": 0.2}
+            base, toy_rows(26), toy_rows(6, seed=1), task="a", training=training, lora={"rank": 4, "dropout": dropout}
         ),
         "b": make_job(
             base,
@@ -59,7 +62,7 @@ def jobs_of(plan: Plan) -> list[TrainingJob]:
             task="b",
             kind="generation",
             training=training | {"steps": 9, "seed": 5},
-            lora={"rank": 2, "dropout": 0.3},
+            lora={"rank": 2, "dropout": dropout},
         ),
     }
     return [jobs[name] for name in plan.tasks]
