@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .kernels import DTYPES, Kernels
 from .layout import Layout
+from .panels import pack_panels
 from .plain import plain_rms_norm, plain_rms_norm_backward, plain_swiglu, plain_swiglu_backward
 from .plain_attention import AttentionShape, plain_attention_backward, plain_attention_forward
 
@@ -23,11 +24,17 @@ def disagreement(kernels: Kernels) -> str | None:
     """Return which kernel differs from its reference, or None."""
     for dtype in DTYPES:
         for name, found, expected in _pairs(kernels, dtype):
-            wide = expected.float()
-            scale = max(1.0, float(wide.abs().max()))
-            if not torch.allclose(found.float(), wide, rtol=0, atol=_ALLOWED[dtype] * scale):
+            if not _close(found, expected):
                 return f"{name} in {DTYPES[dtype]}"
+    for found, expected in _products(kernels):
+        if not _close(found, expected):
+            return "product"
     return None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    allowed = _ALLOWED[found.dtype] * max(1.0, float(expected.abs().max()))
+    return torch.allclose(found.float(), expected.float(), rtol=0, atol=allowed)
 
 
 def _pairs(kernels: Kernels, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -65,3 +72,15 @@ def _attention(kernels: Kernels, qkv: Tensor, dout: Tensor) -> Iterator[tuple[st
     kernels.attention_backward(dout, qkv, out, lse, _LAYOUT.forest, cos, sin, _SHAPE, dqkv)
     gradient = plain_attention_backward(dout, qkv, out, lse, _LAYOUT, cos, sin, _SHAPE)
     yield "attention_backward", dqkv, gradient
+
+
+def _products(kernels: Kernels) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(_WIDTH, 600, generator=generator).bfloat16().float()
+    panels = pack_panels(weight, kernels.panel_rows)
+    assert panels is not None
+    for rows in (1, 5, 17):
+        x = torch.randn(rows, 600, generator=generator)
+        y = torch.empty(rows, _WIDTH)
+        kernels.product(x, panels, y)
+        yield y, x @ weight.T

@@ -51,6 +51,9 @@ class Kernels:
                 function = getattr(loaded, f"{name}_{suffix}")
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
+        self._product = loaded.product_bfloat16
+        self._product.argtypes, self._product.restype = [_POINTER] * 4 + [_INT] * 4, None
+        self.panel_rows = int(loaded.panel_rows())
 
     def attention_forward(
         self, qkv: Tensor, forest: Forest, cos: Tensor, sin: Tensor, shape: AttentionShape, out: Tensor, lse: Tensor
@@ -88,6 +91,12 @@ class Kernels:
     def swiglu_backward(self, gate_up: Tensor, dact: Tensor, dgate_up: Tensor, act: Tensor) -> None:
         """Fill `dgate_up` and `act`."""
         self._call("swiglu_backward", act, gate_up, dact, dgate_up, act, *act.shape)
+
+    def product(self, x: Tensor, panels: Tensor, y: Tensor) -> None:
+        """Fill `y` [rows, out] for `x` [rows, in], both float32, and panels [.., pairs of in, panel_rows, 2]."""
+        room = torch.empty(x.shape[0], self.panel_rows) if y.shape[1] % self.panel_rows else y
+        pointers = (each.data_ptr() for each in (x, panels, y, room))
+        self._product(*pointers, *x.shape, y.shape[1], torch.get_num_threads())
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | int | float | _Shape | None) -> None:
         plain = (

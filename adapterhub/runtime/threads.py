@@ -127,7 +127,7 @@ def decode_chain(hidden_size: int, dtype: torch.dtype) -> Callable[[], Tensor]:
     pairs = max(1, min(_MOST_PAIRS, _CHAIN_BYTES // (4 * width * width * dtype.itemsize)))
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.full((rows, columns), 1 / columns, dtype=dtype)
+        return torch.full((rows, columns), 1 / columns, dtype=torch.bfloat16).to(dtype)  # as a base's weights are
 
     weights = [(FrozenLinear(matrix(2 * width, width)), FrozenLinear(matrix(width, 2 * width))) for _ in range(pairs)]
     start = matrix(_ROWS, width)
