@@ -15,18 +15,18 @@ CHECKPOINTS = "*.checkpoint.safetensors"
 class Keeper:
     """Writes to `folder`: `<name>.checkpoint.safetensors`, and `<run>/train.jsonl` and `loss.png` for each run.
 
-    `main` is whether this process is the one that writes; all may read.
+    `main` is whether this process is the one that writes; all may read. `file` is the checkpoint's.
     """
 
     def __init__(self, folder: Path, name: str, *, main: bool = True) -> None:
         self.folder = folder
-        self._file = folder / CHECKPOINTS.replace("*", name)
+        self.file = folder / CHECKPOINTS.replace("*", name)
         self._main = main
         self._journals: dict[str, Journal] = {}
 
     def read(self) -> Checkpoint | None:
         """Return the last checkpoint, if there is one. Raises TrainingError for a damaged one."""
-        return read_checkpoint(self._file)
+        return read_checkpoint(self.file)
 
     def begin(self, runs: Iterable[tuple[str, int]]) -> None:
         """Open the journals of runs, (name, steps done)."""
@@ -53,7 +53,7 @@ class Keeper:
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; raises OSError, and then the old one is still there."""
         if self._main:
-            write_checkpoint(self._file, checkpoint)
+            write_checkpoint(self.file, checkpoint)
 
     def end(self) -> None:
         """Close the journals and draw them."""

@@ -26,7 +26,7 @@ from .logprobs import token_logprobs
 from .objectives import Objective
 from .packed import PackedDecoder
 from .rows import Batch, Row, batch_of
-from .targets import Targets, adapter_config, choose_targets, without_layers
+from .targets import Targets, adapter_config, check_ranks, choose_targets, without_layers
 from .trunk import Trunk
 
 # Tokens of one forward and backward. Fewer make the products small, more only take memory.
@@ -141,12 +141,12 @@ class LeanNetwork:
         backbone = self._model.base_model
         named = without_layers(backbone, targets) if kind == "embedding" else targets
         config = adapter_config(job, named, heads)
-        adapter = LearningAdapter(
-            self._sites(targets, config), self.dtype, self.device, classes, self.decoder.hidden, lora.dropout
-        )
+        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
+        sites = self._sites(targets, config, root)
+        check_ranks(config, [f"{root}{site.module}" for site in sites])
+        adapter = LearningAdapter(sites, self.dtype, self.device, classes, self.decoder.hidden, lora.dropout)
         adapter.start(job.recipe.training.seed, float(getattr(self._model.config, "initializer_range", 0.02)))
         pooling = default_pooling(self._base) if kind == "embedding" else "last" if classes else None
-        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
         return LeanLearner(adapter, config, pooling, root)
 
     def begin_at_principal(self, learner: LeanLearner, seed: int) -> Principal:
@@ -168,14 +168,14 @@ class LeanNetwork:
         adapter.refresh()
         return found
 
-    def _sites(self, targets: Targets, config: AdapterConfig) -> list[Site]:
+    def _sites(self, targets: Targets, config: AdapterConfig, root: str) -> list[Site]:
         """Return the layers of the decoder that targets name, with their ranks and scalings by PEFT's rules."""
         found = []
         for layer in range(self.decoder.depth):
             for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.layer(layer).stacks, strict=True)):
                 first = 0
                 for index, (name, out) in enumerate(zip(names, weights.outs, strict=True)):
-                    module = f"layers.{layer}.{name}"
+                    module = f"{root}layers.{layer}.{name}"
                     chosen = any(name == each or name.endswith(f".{each}") for each in targets.names)
                     if chosen and (targets.layers is None or layer in targets.layers):
                         rank = config.rank_of(module)
@@ -300,11 +300,11 @@ def _cut(rows: Sequence[Row], *, together: bool) -> list[tuple[list[Row], int]]:
 
 
 def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
-    """Group the turns whose line begins at the same layer."""
-    found: dict[tuple[int, bool], list[_Part]] = {}
+    """Group the turns whose line begins at the same layer, of the same trunk."""
+    found: dict[tuple[int, Trunk | None], list[_Part]] = {}
     for part in given:
         lean = lean_learner(part[1].learner)
-        found.setdefault((lean.first, lean.trunk is None), []).append(part)
+        found.setdefault((lean.first, lean.trunk), []).append(part)
     return list(found.values())
 
 

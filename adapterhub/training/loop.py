@@ -52,12 +52,18 @@ class Loop:
     def resume(self) -> bool:
         """Go on from the last checkpoint; return whether there was one. Raises TrainingError for a bad one."""
         found = None if self._keeper is None else self._keeper.read()
-        if found is None:
+        if self._keeper is None or found is None:
             return False
         self.failed = {name: TrainingError(message) for name, message in found.failed.items()}
-        for run in self.runs:
-            if run.name not in self.failed:
-                run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
+        going = [run for run in self.runs if run.name not in self.failed]
+        for run in going:
+            if run.name not in found.snapshots or not run.fits(found.snapshots[run.name]):
+                raise TrainingError(
+                    f"the checkpoint {self._keeper.file} is of another training: it has no {run.name!r} of this shape; "
+                    "remove it, or train without --resume, to begin anew"
+                )
+        for run in going:
+            run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
         self._turn = found.turn
         torch.set_num_threads(found.threads)
         return True
@@ -75,7 +81,7 @@ class Loop:
                 self._turn += 1
                 if self._turn % SNAPSHOT_STEPS == 0:
                     self._take_snapshots()
-                    if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+                    if self._write_is_due():
                         self._write()
             self._take_snapshots()
             self._write()
@@ -145,9 +151,11 @@ class Loop:
         """Add up losses and gradients over processes."""
         if self._accelerator.num_processes == 1:
             return list(losses)
-        gradients = [p.grad for run in active for p in run.learner.parameters().values() if p.grad is not None]
-        for tensor in gradients:
-            torch.distributed.all_reduce(tensor)
+        for parameter in (p for run in active for p in run.learner.parameters().values()):
+            if parameter.grad is None:
+                # A batch of fewer rows than processes leaves some without any.
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
         told = torch.tensor(losses, dtype=torch.float64, device=self._accelerator.device)
         torch.distributed.all_reduce(told)
         found: list[float] = told.tolist()
@@ -169,6 +177,13 @@ class Loop:
 
     def _take_snapshots(self) -> None:
         self._good = {run.name: run.snapshot() for run in self.runs if run.name not in self.failed}
+
+    def _write_is_due(self) -> bool:
+        """Say whether it is time; the first process decides for all, since all take part and their clocks differ."""
+        due = [time.monotonic() - self._written >= CHECKPOINT_SECONDS]
+        if self._accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(due)
+        return due[0]
 
     def _write(self) -> None:
         """Write the snapshots at hand to disk; a full disk is told, and training goes on."""

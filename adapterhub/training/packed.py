@@ -1,7 +1,7 @@
 """The Llama family under training: a packed line of many tasks' rows, forward and backward over frozen weights.
 
 One product with each stack of frozen weights serves all rows, whatever adapter they use. The base has no gradients, so
-backward is products with the same weights, and autograd would only get in the way; `reference.py` is the same by
+backward is products with the same weights, and autograd would only get in the way; `general.py` is the same by
 autograd, and tests hold the two together. Nothing is computed twice for rows that begin alike, no backward goes below
 the lowest layer that learns, and of the last layer only the states that are read are computed.
 """

@@ -20,7 +20,7 @@ from adapterhub.registry.bundle import digest_folder
 from adapterhub.training.general import build_learner
 from adapterhub.training.job import StepReport
 from adapterhub.training.run import make_optimizer
-from adapterhub.training.train import train_adapter
+from adapterhub.training.train import Trained, Trainer, train_adapter
 from tests.training.jobs import COLOURS, Recorder, example, make_job, tiny_base, toy_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by PEFT
@@ -228,6 +228,16 @@ def test_an_embedding_is_refused_several_processes(tmp_path: Path, llama: Any, m
     rows = [example(f"f:{n}", text=f"t{n}", positive=f"p{n}") for n in range(8)]
     with pytest.raises(UsageError, match=r"an embedding .* one process; .*not through accelerate launch"):
         train_adapter(make_job(llama, rows, kind="embedding"), tmp_path / "out", Recorder())
+
+
+def test_checkpoints_are_forgotten_and_journals_stay(tmp_path: Path, llama: Any) -> None:
+    trainer = Trainer(llama)
+    (outcome,) = trainer.train([make_job(llama, toy_rows(8), training={"steps": 2})], Recorder(), tmp_path / "run")
+    assert isinstance(outcome, Trained)
+    (tmp_path / "run" / ".all.checkpoint.safetensors-77").write_bytes(b"cut off")
+    assert (tmp_path / "run" / "all.checkpoint.safetensors").exists()
+    trainer.forget(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["loss.png", "toy", "train.jsonl"]
 
 
 def test_weight_decay_spares_biases(tmp_path: Path) -> None:
