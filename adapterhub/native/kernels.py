@@ -53,6 +53,8 @@ class Kernels:
                 self._functions[name, dtype] = function
         self._product = loaded.product_bfloat16
         self._product.argtypes, self._product.restype = [_POINTER] * 4 + [_INT] * 4, None
+        self._lora_updates = loaded.lora_updates_float32
+        self._lora_updates.argtypes, self._lora_updates.restype = [_POINTER] * 5 + [_INT], None
         self.panel_rows = int(loaded.panel_rows())
 
     def attention_forward(
@@ -97,6 +99,10 @@ class Kernels:
         room = torch.empty(x.shape[0], self.panel_rows) if y.shape[1] % self.panel_rows else y
         pointers = (each.data_ptr() for each in (x, panels, y, room))
         self._product(*pointers, *x.shape, y.shape[1], torch.get_num_threads())
+
+    def lora_updates(self, x: Tensor, y: Tensor, z: Tensor, slab: int, rows: int) -> None:
+        """Add to `y`; `z` is room for the rank activations, `slab` and `rows` are addresses (slots.py)."""
+        self._lora_updates(x.data_ptr(), y.data_ptr(), z.data_ptr(), slab, rows, torch.get_num_threads())
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | int | float | _Shape | None) -> None:
         plain = (
