@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .entries import Entries
 from .kernels import DTYPES, Kernels
 from .layout import Layout
 from .panels import pack_panels
@@ -27,7 +28,7 @@ def disagreement(kernels: Kernels) -> str | None:
         for name, found, expected in _pairs(kernels, dtype):
             if not _close(found, expected):
                 return f"{name} in {DTYPES[dtype]}"
-    for name, found, expected in (*_products(kernels), *_updates(kernels)):
+    for name, found, expected in (*_products(kernels), *_updates(kernels), *_decoding(kernels)):
         if not _close(found, expected):
             return name
     return None
@@ -95,3 +96,13 @@ def _updates(kernels: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
     matrices, rows = SlabMatrices(a, [b], [0], _WIDTH), SlotRows({0: [1, 2, 3], 1: [0]})
     kernels.lora_updates(x, y, z, matrices.address, rows.address)
     yield "lora_updates", y, torch.stack([1 + row @ a[slot].T @ b[slot] for row, slot in zip(x, slots, strict=True)])
+
+
+def _decoding(kernels: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    dim, length = 2 * kernels.lanes, 21
+    q, cached = torch.randn(1, 4, dim, generator=generator), torch.randn(2, 1, 2, 30, dim, generator=generator)
+    out, entries = torch.empty(1, 4 * dim), Entries([0], [0], [length])
+    kernels.decode_attention(q, cached, entries.address, 0.3, 18, out)
+    keys, values = cached[:, 0, :, length - 18 : length].repeat_interleave(2, dim=1)
+    yield "decode_attention", out, (torch.softmax(keys @ q[0, :, :, None] * 0.3, 1).mT @ values).view(1, -1)
