@@ -173,7 +173,8 @@ def test_unknown_keys_name_the_nearest_known_one(tmp_path: Path) -> None:
     text = SMALLEST + "training: {epoch: 1}\nrank: 4\nlora: {zzz: 1}\n"
     file = tmp_path / "recipe.yaml"
     assert refused(tmp_path, text) == [
-        f"{file}: unknown key 'lora.zzz'; known here: alpha, dropout, init, layers, rank, rank_pattern, targets, variant",
+        f"{file}: unknown key 'lora.zzz'; "
+        "known here: alpha, dropout, init, layers, rank, rank_pattern, targets, variant",
         f"{file}: unknown key 'training.epoch'; did you mean 'training.epochs'?",
         f"{file}: unknown key 'rank'; did you mean 'lora.rank'?",
     ]
