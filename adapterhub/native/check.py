@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .entries import Entries
 from .kernels import DTYPES, Kernels
 from .layout import Layout
 from .panels import pack_panels
 from .plain import plain_rms_norm, plain_rms_norm_backward, plain_swiglu, plain_swiglu_backward
 from .plain_attention import AttentionShape, plain_attention_backward, plain_attention_forward
+from .slots import SlabMatrices, SlotRows
 
 # A beginning that two texts share, one that goes on from there, and a text of its own.
 _LAYOUT = Layout.of([5, 3, 7, 2, 9], parents=[-1, 0, 0, 2, -1])
@@ -26,9 +28,9 @@ def disagreement(kernels: Kernels) -> str | None:
         for name, found, expected in _pairs(kernels, dtype):
             if not _close(found, expected):
                 return f"{name} in {DTYPES[dtype]}"
-    for found, expected in _products(kernels):
+    for name, found, expected in (*_products(kernels), *_updates(kernels), *_decoding(kernels)):
         if not _close(found, expected):
-            return "product"
+            return name
     return None
 
 
@@ -74,7 +76,7 @@ def _attention(kernels: Kernels, qkv: Tensor, dout: Tensor) -> Iterator[tuple[st
     yield "attention_backward", dqkv, gradient
 
 
-def _products(kernels: Kernels) -> Iterator[tuple[Tensor, Tensor]]:
+def _products(kernels: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(_WIDTH, 600, generator=generator).bfloat16().float()
     panels = pack_panels(weight, kernels.panel_rows)
@@ -83,4 +85,24 @@ def _products(kernels: Kernels) -> Iterator[tuple[Tensor, Tensor]]:
         x = torch.randn(rows, 600, generator=generator)
         y = torch.empty(rows, _WIDTH)
         kernels.product(x, panels, y)
-        yield y, x @ weight.T
+        yield "product", y, x @ weight.T
+
+
+def _updates(kernels: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(shape, generator=generator) for shape in ((4, _WIDTH), (2, 5, _WIDTH), (2, 5, _WIDTH)))
+    y, z = torch.ones(4, _WIDTH), torch.empty(4, 5)
+    slots = (1, 0, 0, 0)
+    matrices, rows = SlabMatrices(a, [b], [0], _WIDTH), SlotRows({0: [1, 2, 3], 1: [0]})
+    kernels.lora_updates(x, y, z, matrices.address, rows.address)
+    yield "lora_updates", y, torch.stack([1 + row @ a[slot].T @ b[slot] for row, slot in zip(x, slots, strict=True)])
+
+
+def _decoding(kernels: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    dim, length = 2 * kernels.lanes, 21
+    q, cached = torch.randn(1, 4, dim, generator=generator), torch.randn(2, 1, 2, 30, dim, generator=generator)
+    out, entries = torch.empty(1, 4 * dim), Entries([0], [0], [length])
+    kernels.decode_attention(q, cached, entries.address, 0.3, 18, out)
+    keys, values = cached[:, 0, :, length - 18 : length].repeat_interleave(2, dim=1)
+    yield "decode_attention", out, (torch.softmax(keys @ q[0, :, :, None] * 0.3, 1).mT @ values).view(1, -1)

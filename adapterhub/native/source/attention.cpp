@@ -7,9 +7,9 @@
 // the number of threads. Scores live for a few queries at a time: memory grows with the length of a text, not its square.
 
 #include <cmath>
-#include <cstdlib>
 
 #include "matrix.hpp"
+#include "scratch.hpp"
 
 struct Forest {
     const int32_t *starts, *lengths, *depths;  // of a segment: first token, tokens, position of the first token
@@ -27,26 +27,6 @@ struct Shape {
 };
 
 namespace {
-
-// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed in them.
-struct Scratch {
-    char* bytes = nullptr;
-    size_t size = 0;
-
-    ~Scratch() { free(bytes); }
-
-    float* floats(size_t count) {
-        size_t needed = (count * 4 + 63) / 64 * 64;
-        if (needed > size) {
-            free(bytes);
-            size = needed + needed / 2;
-            size = (size + 63) / 64 * 64;
-            bytes = (char*)aligned_alloc(64, size);
-            if (!bytes) abort();
-        }
-        return (float*)bytes;
-    }
-};
 
 constexpr int AHEAD = 4;  // tokens
 
