@@ -63,7 +63,8 @@ class Entrant:
 
     def run(self, warm_up: Rows, rows: Rows) -> None:
         """Run one round and keep its answer."""
-        self.worker.ask(self.command(warm_up))
+        if warm_up:
+            self.worker.ask(self.command(warm_up))
         answer = self.worker.ask(self.command(rows))
         if answer["examples"] != len(rows):
             raise RuntimeError(f"{self.name} was given {len(rows)} rows and learnt from {answer['examples']}")
@@ -144,12 +145,11 @@ class Arena:
 
         self._enter_ours(name, [f"training.batch_size={batch}"], command)
 
-    def run(self, rounds: int, rows: int) -> None:
+    def run(self, rounds: int, rows: int, warm_up_rows: int = WARM_UP_STEPS * TUNED_BATCH) -> None:
         """Let all take their rounds in turn."""
         order = list(range(len(self.task.splits.train)))
         random.Random(0).shuffle(order)
-        warm_up, *shares = cut(order[: WARM_UP_STEPS * TUNED_BATCH], WARM_UP_STEPS * TUNED_BATCH)
-        shares = cut(order[len(warm_up) :], rows)[:rounds]
+        warm_up, shares = order[:warm_up_rows], cut(order[warm_up_rows:], rows)[:rounds]
         if len(shares) < rounds or len(shares[-1]) < rows:
             raise SystemExit(f"{self.task.name} has too few rows for {rounds} rounds of {rows}; ask for fewer --steps")
         for number, share in enumerate(shares):
@@ -202,7 +202,7 @@ def generation(scratch: Path, options: argparse.Namespace) -> None:
     with Arena(PublicTask.open("restaurant8k", CHAT), scratch, options) as arena:
         arena.padded("PEFT loop")
         arena.ours("ours")
-        arena.run(options.rounds, options.steps * STOCK_BATCH)
+        arena.run(options.rounds, options.steps * STOCK_BATCH, WARM_UP_STEPS * STOCK_BATCH)
         print_rates(arena.entrants, arena.entrants[:1], "tokens")
 
 
@@ -216,7 +216,7 @@ def memory(scratch: Path, options: argparse.Namespace) -> None:
                 arena.stock(name, rank=0 if name == names[0] else 8, save=saved)
             else:
                 arena.ours(name, OURS[name] if name in OURS else name.split(","))
-            arena.run(1, 5 * STOCK_BATCH)
+            arena.run(1, 10 * STOCK_BATCH, warm_up_rows=0)
             entrant = arena.entrants[0]
         weights = sum(file.stat().st_size for file in saved.glob("*.safetensors")) if saved.exists() else 0
         weights = weights or entrant.answers[0]["adapter_bytes"]
