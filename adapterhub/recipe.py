@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from pydantic_core import ErrorDetails
 
 from adapterhub.errors import ConfigError
 
-Kind = Literal["classification", "multilabel", "generation"]
+# What is trained. A preference recipe makes a generation task (`data.task.task_kind`); the others make their own kind.
+Kind = Literal["classification", "multilabel", "generation", "preference", "embedding"]
+LABELLED: frozenset[Kind] = frozenset({"classification", "multilabel"})
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DATASET_PREFIX = "hf:"
 MAX_RANK = 1024
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0  # as task.json may hold them
 
 # In a prompt template: an escaped brace, a field, or a brace that is neither.
 TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_-]*)\}|(?P<stray>[{}])")
@@ -55,6 +59,22 @@ def _check_targets(value: Any) -> Any:
     raise ValueError("must be 'all-linear' or a list of module names such as [q_proj, v_proj]")
 
 
+def _check_temperature(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE):
+        return float(value) if _is_number(value) else value
+    raise ValueError(f"must be auto, none, or a number from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}")
+
+
+def _check_reject_below(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and 0 < value < 1):
+        return value
+    raise ValueError("must be auto, none, or a probability above 0 and below 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_layers(value: Any) -> Any:
     if value == "all" or (isinstance(value, str) and re.fullmatch(r"top-[1-9][0-9]{0,3}", value)):
         return value
@@ -65,14 +85,46 @@ def _check_layers(value: Any) -> Any:
     raise ValueError("must be 'all', 'top-N' such as top-8, or a list of layer numbers from 0 such as [6, 7]")
 
 
+def _check_class_weights(value: Any) -> Any:
+    if value is None or value in ("none", "balanced"):
+        return None if value == "none" else value
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must be 'balanced', or weights by label such as {spam: 3, ham: 1}")
+    for label, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"gives {label!r} the weight {weight!r}; expected a number above 0")
+    return {label: float(weight) for label, weight in value.items()}
+
+
+def _check_pattern(ranks: Mapping[str, int]) -> Mapping[str, int]:
+    for name in ranks:
+        if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+            raise ValueError(f"{name!r} is no module name or end of one, such as down_proj or layers.0.mlp.down_proj")
+    return ranks
+
+
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_check_unique)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def _without_empty(given: Any, name: str) -> Any:
+    """Return a section without the key `name` where that is empty, so that an empty section means its defaults."""
+    if not isinstance(given, dict):
+        return given
+    return {key: value for key, value in given.items() if key != name or value is not None}
 
 
 class Section(BaseModel):
     """A part of a recipe: nothing unknown, nothing changed after reading, no guessing at types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OutOfScope(Section):
+    """Rows that have none of the task's labels: which to choose a threshold by, and which to measure on."""
+
+    validation: NonEmpty | None = None
+    test: NonEmpty | None = None
 
 
 class Data(Section):
@@ -84,11 +136,23 @@ class Data(Section):
     train: NonEmpty
     validation: NonEmpty | None = None
     test: NonEmpty | None = None
+    out_of_scope: OutOfScope = OutOfScope()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _without_empty(given, "out_of_scope")
 
     def splits(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, as written) for each split that is given."""
+        """Yield (split, as written) for each split of labelled rows that is given."""
         for split in ("train", "validation", "test"):
             if (name := getattr(self, split)) is not None:
+                yield split, name
+
+    def outside(self) -> Iterator[tuple[str, str]]:
+        """Yield (split, as written) for each file of out-of-scope rows that is given."""
+        for split in ("validation", "test"):
+            if (name := getattr(self.out_of_scope, split)) is not None:
                 yield split, name
 
 
@@ -101,14 +165,26 @@ class Prompt(Section):
 
 
 class Lora(Section):
-    """Shape of the adapter; `alpha` is twice the rank unless given."""
+    """Shape of the adapter; `alpha` is twice the rank unless given.
+
+    `rank_pattern` gives modules, by the last parts of their names, another rank. `init` pissa begins at the weights'
+    principal components.
+    """
 
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_check_targets)] = "all-linear"
     layers: Annotated[str | tuple[int, ...], BeforeValidator(_check_layers)] = "all"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    variant: Literal["lora", "rslora"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    init: Literal["default", "pissa"] = "default"
+    rank_pattern: Annotated[Mapping[str, Annotated[int, Field(ge=1, le=MAX_RANK)]], AfterValidator(_check_pattern)] = {}
+
+    @model_validator(mode="after")
+    def _init_fits_the_variant(self) -> Lora:
+        if self.init == "pissa" and self.variant == "dora":
+            raise ValueError("init is 'pissa' and variant 'dora'; the two do not go together, keep one of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -120,21 +196,46 @@ class Lora(Section):
         return {**given, "alpha": 2.0 * rank} if isinstance(rank, int) and 0 < rank <= MAX_RANK else given
 
 
+# The keys of `training` that not every kind has a use for: who has, and the value where none is given.
+_USES: Mapping[str, tuple[tuple[Kind, ...], float | None]] = {
+    "beta": (("preference",), 0.1),
+    "contrastive_temperature": (("embedding",), 0.05),
+    "label_smoothing": (("classification",), None),
+    "class_weights": (("classification", "multilabel"), None),
+}
+_RATES: Mapping[str, float] = {"generation": 5e-4, "preference": 2e-4, "embedding": 5e-4}
+
+
 class Training(Section):
-    """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps."""
+    """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps.
+
+    A batch has `batch_size` rows, or as many as `batch_tokens` hold. `lora_plus` is how many times the rate of all else
+    the B matrices learn at (LoRA+).
+
+    `beta`, `contrastive_temperature`, `label_smoothing` and `class_weights` are None where the kind has no use for
+    them.
+    """
 
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora_plus: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: Annotated[int, Field(ge=1)] | None = None
     early_stopping: Annotated[int, Field(ge=1)] | None = None
+    beta: Annotated[float, Field(gt=0)] | None = None
+    contrastive_temperature: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    class_weights: Annotated[
+        Literal["balanced"] | Mapping[str, float] | None, BeforeValidator(_check_class_weights)
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +245,17 @@ class Training(Section):
         lengths = [given.get(name) for name in ("epochs", "steps")]
         if None not in lengths:
             raise ValueError(f"epochs ({lengths[0]!r}) and steps ({lengths[1]!r}) are both given; keep one of them")
+        sizes = [given.get(name) for name in ("batch_size", "batch_tokens")]
+        if None not in sizes:
+            raise ValueError(f"batch_size ({sizes[0]!r}) and batch_tokens ({sizes[1]!r}) are both given; keep one")
         return {**given, "epochs": 3.0} if lengths == [None, None] else given
+
+
+class Calibration(Section):
+    """How sure the task may say it is, and from where on it gives no label; Recipe fills in what is left out."""
+
+    temperature: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_temperature)]
+    reject_below: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_reject_below)]
 
 
 class Recipe(Section):
@@ -162,29 +273,66 @@ class Recipe(Section):
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
     pad_token: NonEmpty | None = None
+    init: NonEmpty | None = None
     lora: Lora = Lora(alpha=16.0)
     training: Training = Training(epochs=3.0)
+    calibration: Calibration
     path: Annotated[Path, Field(exclude=True, strict=False)]
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        """Let an empty section mean its defaults, and choose the learning rate by kind."""
-        sections = {name: {} if given.get(name) is None else given[name] for name in ("lora", "prompt", "training")}
-        training = sections["training"]
-        if isinstance(training, dict) and training.get("learning_rate") is None:
-            rate = 5e-4 if given.get("kind") == "generation" else 1e-3
-            sections["training"] = {**training, "learning_rate": rate}
+        """Let an empty section mean its defaults, and choose what depends on kind and data."""
+        names = ("lora", "prompt", "training", "calibration")
+        sections = {name: {} if given.get(name) is None else given[name] for name in names}
+        if isinstance(sections["calibration"], dict):
+            said = {key: value for key, value in sections["calibration"].items() if value is not None}
+            sections["calibration"] = {**_default_calibration(given), **said}
+        training, kind = sections["training"], given.get("kind")
+        if isinstance(training, dict) and isinstance(kind, str):
+            chosen: dict[str, Any] = {name: value for name, (kinds, value) in _USES.items() if kind in kinds}
+            chosen["learning_rate"] = _RATES.get(kind, 1e-3)
+            sections["training"] = {**training, **{k: v for k, v in chosen.items() if training.get(k) is None}}
         return {**given, **sections}
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Recipe:
         if self.labels is not None:
-            needed = {"classification": 2, "multilabel": 1, "generation": 0}[self.kind]
-            if self.kind == "generation":
-                raise ValueError("labels are given, but a generation task has none; leave them out")
+            if self.kind not in LABELLED:
+                a_task = "an embedding task" if self.kind == "embedding" else f"a {self.kind} task"
+                raise ValueError(f"labels are given, but {a_task} has none; leave them out")
+            needed = 2 if self.kind == "classification" else 1
             if len(self.labels) < needed:
                 raise ValueError(f"labels has {len(self.labels)} name(s); {self.kind} needs at least {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_fits_the_kind(self) -> Recipe:
+        asked = self.calibration
+        if self.kind not in LABELLED and asked.temperature != "none":
+            raise ValueError(
+                f"calibration.temperature is given, but a {self.kind} task has no probabilities; leave it out"
+            )
+        if self.kind == "classification":
+            return self
+        if asked.reject_below != "none":
+            raise ValueError(f"calibration.reject_below is given, but a {self.kind} task always answers; leave it out")
+        if any(self.data.outside()):
+            raise ValueError(f"data.out_of_scope is given, but a {self.kind} task rejects nothing; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_the_kind(self) -> Recipe:
+        for name, (kinds, _) in _USES.items():
+            value = getattr(self.training, name)
+            if value is not None and self.kind not in kinds:
+                raise ValueError(
+                    f"training.{name} is {value!r}, but kind is {self.kind!r}; only {' and '.join(kinds)} "
+                    f"{'have' if len(kinds) > 1 else 'has'} a use for it, so leave it out"
+                )
+        weights = self.training.class_weights
+        if isinstance(weights, Mapping) and self.labels is not None:
+            check_class_weights(weights, self.labels)
         return self
 
     def resolve(self, name: str) -> Path:
@@ -206,8 +354,33 @@ class Recipe(Section):
         return str(self.resolve(self.base).resolve()) if is_path else self.base
 
     def to_record(self) -> dict[str, Any]:
-        """Return the recipe with its defaults filled in, ready for JSON; without the place of the file."""
-        return self.model_dump(mode="json")
+        """Return the recipe with its defaults filled in, ready for JSON; without the place of the file.
+
+        What only some kinds of training know is left out where it is not set.
+        """
+        record = self.model_dump(mode="json")
+        record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
+        return record
+
+
+def check_class_weights(weights: Mapping[str, float], labels: Sequence[str]) -> None:
+    """Raise ValueError where `training.class_weights` names a label that the task does not have."""
+    for label in weights:
+        if label not in labels:
+            near = difflib.get_close_matches(label, labels, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(labels)}"
+            raise ValueError(f"training.class_weights names {label!r}, which is no label; {hint}")
+
+
+def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a recipe calibrates that does not say: by validation, and rejecting where it can see what."""
+    data = given.get("data")
+    outside = data.get("out_of_scope") if isinstance(data, dict) else None
+    seen = isinstance(outside, dict) and outside.get("validation") is not None
+    return {
+        "temperature": "auto" if given.get("kind") in LABELLED else "none",
+        "reject_below": "auto" if seen and given.get("kind") == "classification" else "none",
+    }
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

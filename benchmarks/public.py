@@ -13,7 +13,7 @@ from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import encode_completion, encode_input
-from adapterhub.pipeline.build import make_spec
+from adapterhub.pipeline.prepare import make_spec
 from adapterhub.pipeline.splits import Splits, read_splits
 from adapterhub.recipe import Recipe, load_recipe
 from adapterhub.training.job import TrainingJob
@@ -24,9 +24,12 @@ DATA = Path(os.environ.get("ADAPTERHUB_DATA", ROOT.parent / "shared" / "data"))
 
 def load(name: str, overrides: Iterable[str]) -> Recipe:
     """Read a benchmark recipe with its data where $ADAPTERHUB_DATA says."""
-    folder = DATA / name.split("-")[0]
+    folder, file = DATA / name.split("-")[0], ROOT / "recipes" / "benchmarks" / f"{name}.yaml"
     data = [f"data.{split}={folder / f'{split}.jsonl'}" for split in ("train", "validation", "test")]
-    return load_recipe(ROOT / "recipes" / "benchmarks" / f"{name}.yaml", [*data, *overrides])
+    data += [
+        f"data.out_of_scope.{split}={folder / f'oos_{split}.jsonl'}" for split, _ in load_recipe(file).data.outside()
+    ]
+    return load_recipe(file, [*data, *overrides])
 
 
 @dataclass(frozen=True)

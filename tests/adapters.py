@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -24,9 +24,11 @@ TARGETS = {
 }
 
 
-def load_plain(base: Path, labels: int | None, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the plain transformers model, with a classification head of `labels` outputs, or causal."""
+def load_plain(base: Path, labels: int | None, dtype: torch.dtype = torch.float32, *, vectors: bool = False) -> Any:
+    """Return the plain transformers model: with a classification head of `labels` outputs, causal, or headless."""
     kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if vectors:
+        return AutoModel.from_pretrained(base, **kwargs).eval()
     if labels is None:
         return AutoModelForCausalLM.from_pretrained(base, **kwargs).eval()
     return AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, **kwargs).eval()
@@ -45,12 +47,14 @@ def make_adapter(
     layers: list[int] | None = None,
     targets: list[str] | None = None,
     scale: float = 0.3,
+    vectors: bool = False,
 ) -> Path:
     """Write an adapter folder with random A, B and head, as PEFT saves it."""
     torch.manual_seed(seed)
-    model = load_plain(base, labels)
+    model = load_plain(base, labels, vectors=vectors)
+    headless = "FEATURE_EXTRACTION" if vectors else "CAUSAL_LM"
     config = LoraConfig(
-        task_type="CAUSAL_LM" if labels is None else "SEQ_CLS",
+        task_type=headless if labels is None else "SEQ_CLS",
         r=rank,
         lora_alpha=2 * rank,
         use_rslora=rslora,
@@ -73,8 +77,10 @@ def make_adapter(
     return out
 
 
-def load_peft(base: Path, folder: Path, labels: int | None, dtype: torch.dtype = torch.float32) -> Any:
+def load_peft(
+    base: Path, folder: Path, labels: int | None, dtype: torch.dtype = torch.float32, *, vectors: bool = False
+) -> Any:
     """Return the adapter in plain PEFT on the plain base."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(load_plain(base, labels, dtype), folder).eval()
+        return PeftModel.from_pretrained(load_plain(base, labels, dtype, vectors=vectors), folder).eval()

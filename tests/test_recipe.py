@@ -41,7 +41,12 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
         "task": "trec6",
         "base": "smollm2-135m-instruct",
         "kind": "classification",
-        "data": {"train": "data/train.jsonl", "validation": None, "test": None},
+        "data": {
+            "train": "data/train.jsonl",
+            "validation": None,
+            "test": None,
+            "out_of_scope": {"validation": None, "test": None},
+        },
         "description": "",
         "license": None,
         "language": [],
@@ -72,6 +77,7 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
             "eval_every": None,
             "early_stopping": None,
         },
+        "calibration": {"temperature": "auto", "reject_below": "none"},
     }
     assert json.loads(json.dumps(recipe.to_record())) == recipe.to_record()
 
@@ -82,7 +88,50 @@ def test_defaults_follow_what_is_given(tmp_path: Path) -> None:
     assert (recipe.training.epochs, recipe.training.steps) == (None, 10)
     assert recipe.training.learning_rate == 5e-4
     assert load(tmp_path, "lora: {rank: 4, alpha: 1}\n").lora.alpha == 1.0
-    assert load(tmp_path, "lora:\ntraining:\nprompt:\n").to_record() == load(tmp_path).to_record()
+    assert load(tmp_path, "lora:\ntraining:\nprompt:\ncalibration:\n").to_record() == load(tmp_path).to_record()
+    assert load(tmp_path, "", "data.out_of_scope=null").to_record() == load(tmp_path).to_record()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "temperature", "reject_below"),
+    [
+        ((), "auto", "none"),
+        (("kind=multilabel",), "auto", "none"),
+        (("kind=generation",), "none", "none"),
+        (("data.out_of_scope.validation=o.jsonl",), "auto", "auto"),
+        (("data.out_of_scope.test=o.jsonl",), "auto", "none"),
+        (("data.out_of_scope.validation=o.jsonl", "calibration.reject_below=none"), "auto", "none"),
+        (("calibration.reject_below=auto",), "auto", "auto"),
+        (("calibration.temperature=2", "calibration.reject_below=0.6"), 2.0, 0.6),
+        (("calibration.temperature=null",), "auto", "none"),
+        (("kind=generation", "calibration.temperature=none"), "none", "none"),
+    ],
+)
+def test_calibration_follows_kind_and_data(
+    tmp_path: Path, overrides: tuple[str, ...], temperature: str | float, reject_below: str | float
+) -> None:
+    found = load(tmp_path, "", *overrides).calibration
+    assert (found.temperature, found.reject_below) == (temperature, reject_below)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("kind=generation", "calibration.temperature=auto"), "a generation task has no probabilities; leave it out"),
+        (("kind=generation", "calibration.reject_below=0.5"), "a generation task always answers; leave it out"),
+        (("kind=multilabel", "calibration.reject_below=auto"), "a multilabel task always answers; leave it out"),
+        (("kind=multilabel", "data.out_of_scope.test=o.jsonl"), "a multilabel task rejects nothing; leave it out"),
+    ],
+)
+def test_a_kind_cannot_have_what_it_has_no_use_for(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:
+    (message,) = refused(tmp_path, SMALLEST, *overrides)
+    assert said in message
+
+
+def test_rows_out_of_scope_are_no_split(tmp_path: Path) -> None:
+    data = load(tmp_path, "", "data.out_of_scope={validation: v.jsonl, test: t.jsonl}").data
+    assert list(data.splits()) == [("train", "data/train.jsonl")]
+    assert list(data.outside()) == [("validation", "v.jsonl"), ("test", "t.jsonl")]
 
 
 def test_lists_and_layers(tmp_path: Path) -> None:
@@ -123,6 +172,12 @@ def test_unknown_keys_name_the_nearest_known_one(tmp_path: Path) -> None:
         f"{file}: unknown key 'training.epoch'; did you mean 'training.epochs'?",
         f"{file}: unknown key 'rank'; did you mean 'lora.rank'?",
     ]
+    assert refused(tmp_path, SMALLEST, "data.out_of_scope.train=o.jsonl") == [
+        "--set data.out_of_scope.train: unknown key 'data.out_of_scope.train'; did you mean 'data.train'?"
+    ]
+    assert refused(tmp_path, SMALLEST, "data.oos=o.jsonl") == [
+        "--set data.oos: unknown key 'data.oos'; known here: out_of_scope, test, train, validation"
+    ]
 
 
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -131,7 +186,8 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         f"{file}: task is 'Trec': must be 1 to 64 lower-case letters, digits, '.', '_' or '-', "
         "and begin with a letter or digit",
         f"{file}: the key 'base' is missing; every recipe needs it",
-        f"{file}: kind is 'classify': must be 'classification', 'multilabel' or 'generation'",
+        f"{file}: kind is 'classify': must be 'classification', 'multilabel', 'generation', 'preference' or "
+        "'embedding'",
         f"{file}: data.train is '': must not be empty",
     ]
 
@@ -165,6 +221,14 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("training: {learning_rate: .inf}", "training.learning_rate is inf: must be a finite number"),
         ("training: {warmup: 1.5}", "training.warmup is 1.5: must be less than or equal to 1"),
         ("training: {seed: -1}", "training.seed is -1: must be greater than or equal to 0"),
+        ("calibration: {temperature: 0}", "calibration.temperature is 0: must be auto, none, or a number from 0.05 to"),
+        ("calibration: {temperature: hot}", "calibration.temperature is 'hot': must be auto, none, or a number from"),
+        ("calibration: {temperature: true}", "calibration.temperature is True: must be auto, none, or a number from"),
+        ("calibration: {temperature: .inf}", "calibration.temperature is inf: must be auto, none, or a number from"),
+        ("calibration: {reject_below: 1}", "calibration.reject_below is 1: must be auto, none, or a probability above"),
+        ("calibration: {reject_below: '0.5'}", "calibration.reject_below is '0.5': must be auto, none, or a proba"),
+        ("calibration: {reject: 0.5}", "unknown key 'calibration.reject'; did you mean 'calibration.reject_below'?"),
+        ("calibration: warm", "calibration is 'warm': must be a section with keys of its own"),
         ("path: x", "unknown key 'path'"),
     ],
 )
@@ -177,6 +241,70 @@ def test_generation_has_no_labels(tmp_path: Path) -> None:
     (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=generation")
     assert "a generation task has none" in message
     assert load(tmp_path, "labels: [a]", "kind=multilabel").labels == ("a",)
+
+
+def test_other_kinds_than_the_labelled_ones_have_no_labels(tmp_path: Path) -> None:
+    (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=preference")
+    assert "a preference task has none" in message
+    (message,) = refused(tmp_path, SMALLEST + "labels: [a, b]", "kind=embedding")
+    assert "an embedding task has none" in message
+
+
+class TestKeysOfSomeKinds:
+    def test_defaults_are_those_of_the_kind(self, tmp_path: Path) -> None:
+        preference = load(tmp_path, "", "kind=preference").training
+        embedding = load(tmp_path, "", "kind=embedding").training
+        plain = load(tmp_path).training
+        assert (preference.beta, preference.contrastive_temperature, preference.learning_rate) == (0.1, None, 2e-4)
+        assert (embedding.beta, embedding.contrastive_temperature, embedding.learning_rate) == (None, 0.05, 5e-4)
+        assert (plain.label_smoothing, plain.class_weights, plain.beta) == (None, None, None)
+
+    def test_what_is_not_set_is_not_recorded(self, tmp_path: Path) -> None:
+        assert "beta" not in load(tmp_path).to_record()["training"]
+        record = load(tmp_path, "", "kind=preference").to_record()["training"]
+        assert record["beta"] == 0.1
+        assert "contrastive_temperature" not in record
+        weighed = load(tmp_path, "training: {class_weights: {a: 2, b: 0.5}, label_smoothing: 0.1}")
+        record = json.loads(json.dumps(weighed.to_record()))["training"]
+        assert (record["class_weights"], record["label_smoothing"]) == ({"a": 2.0, "b": 0.5}, 0.1)
+
+    @pytest.mark.parametrize(
+        ("setting", "kind", "who"),
+        [
+            ("beta=0.1", "generation", "only preference has"),
+            ("contrastive_temperature=0.1", "preference", "only embedding has"),
+            ("label_smoothing=0.1", "multilabel", "only classification has"),
+            ("label_smoothing=0", "embedding", "only classification has"),
+            ("class_weights=balanced", "generation", "only classification and multilabel have"),
+        ],
+    )
+    def test_a_key_the_kind_has_no_use_for_is_refused(self, tmp_path: Path, setting: str, kind: str, who: str) -> None:
+        (message,) = refused(tmp_path, SMALLEST, f"kind={kind}", f"training.{setting}")
+        assert f"training.{setting.partition('=')[0]} is " in message
+        assert f"but kind is {kind!r}; {who} a use for it, so leave it out" in message
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ("training: {beta: 0}", "training.beta is 0: must be greater than 0"),
+            ("training: {label_smoothing: 1}", "training.label_smoothing is 1: must be less than 1"),
+            ("training: {class_weights: even}", "training.class_weights is 'even': must be 'balanced', or weights"),
+            ("training: {class_weights: {}}", "training.class_weights: must be 'balanced', or weights"),
+            ("training: {class_weights: {a: 0}}", "training.class_weights: gives 'a' the weight 0"),
+            ("training: {class_weights: {a: x}}", "training.class_weights: gives 'a' the weight 'x'"),
+            (
+                "labels: [spam, ham]\ntraining: {class_weights: {span: 2}}",
+                "training.class_weights names 'span', which is no label; did you mean 'spam'?",
+            ),
+        ],
+    )
+    def test_wrong_values_are_named(self, tmp_path: Path, more: str, said: str) -> None:
+        (message,) = refused(tmp_path, SMALLEST + more)
+        assert message.startswith(f"{tmp_path / 'recipe.yaml'}: {said}")
+
+    def test_none_means_no_weights(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "training: {class_weights: none}").training.class_weights is None
+        assert load(tmp_path, "training: {class_weights: balanced}").training.class_weights == "balanced"
 
 
 class TestOverrides:
@@ -263,7 +391,7 @@ def test_the_docs_name_every_key() -> None:
     def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for name, field in section.model_fields.items():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from keys(field.annotation, f"{name}.")
+                yield from keys(field.annotation, f"{prefix}{name}.")
             elif name != "path":
                 yield prefix + name
 

@@ -41,6 +41,21 @@ def pool(states: Tensor, pooling: str) -> Tensor:
     return states[-1 if pooling == "last" else 0]
 
 
+def pool_rows(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """Return what `pool` does for each row of [rows, longest, dim], padded on the right: [rows, dim], float32 or wider.
+
+    Gradients flow, and what stands at padded positions does not matter unless it is not finite.
+    """
+    check_pooling(pooling)
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    if pooling == "mean":
+        real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+        return states.masked_fill(~real[:, :, None], 0.0).sum(1) / lengths[:, None]
+    if pooling == "cls":
+        return states[:, 0]
+    return states[torch.arange(len(states), device=states.device), lengths - 1]
+
+
 def check_pooling(pooling: str) -> None:
     """Raise InvalidRequest for a pooling nobody knows."""
     if pooling not in FEATURE_POOLINGS:

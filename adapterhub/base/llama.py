@@ -69,6 +69,13 @@ def check_family(config: Any) -> None:
         raise ValueError(f"rotary embeddings of type {rope!r} change with the length of the text")
 
 
+def check_trainable(config: Any) -> None:
+    """Raise ValueError where a config asks for what the packed decoder, which also runs backward, does not compute."""
+    check_family(config)
+    if config.hidden_act not in {"silu", "swish"}:
+        raise ValueError(f"bases with {config.hidden_act!r} gates have no packed backward")
+
+
 def read_layer(layer: Any, config: Any) -> LayerWeights:
     """Return a layer's weights, those of each stack copied together; the layer itself is left as it is."""
     attention = layer.self_attn

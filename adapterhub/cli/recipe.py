@@ -65,8 +65,9 @@ def show(report: Report, screen: Console) -> None:
     verdict = "[green]fine[/]" if report.ok else "[red]would not train[/]"
     about = f" {report.task} ({report.kind} on {report.base})" if report.task else ""
     screen.print(f"[bold]{escape(report.file)}[/]:{escape(about)} {verdict}", highlight=False)
+    width = max(map(len, report.splits), default=0)
     for name, split in report.splits.items():
-        screen.print(f"  {escape(_split(name, split))}", highlight=False)
+        screen.print(f"  {escape(_split(name.ljust(width), split))}", highlight=False)
     for problem in report.problems:
         screen.print(f"  [red]error[/]    {escape(problem)}", highlight=False)
     for warning in report.warnings:
@@ -79,7 +80,7 @@ def show(report: Report, screen: Console) -> None:
 
 
 def _split(name: str, split: SplitReport) -> str:
-    return f"{name:<11} {split.rows:>7,} rows  {split.source}{_labels(split.labels)}"
+    return f"{name:<11} {split.rows:>7,} rows  {split.source}{_labels(split.labels)}{_texts(split.texts)}"
 
 
 def _labels(counts: Mapping[str, int]) -> str:
@@ -91,6 +92,11 @@ def _labels(counts: Mapping[str, int]) -> str:
         return f" ({len(counts)} labels, {least}{'' if least == most else f' to {most}'} each)"
     by_rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f" ({', '.join(f'{label} {count}' for label, count in by_rows)})"
+
+
+def _texts(counts: Mapping[str, int]) -> str:
+    """Say of pairs how many different texts they are made of."""
+    return f" ({', '.join(f'{count} {name}' for name, count in counts.items())})" if counts else ""
 
 
 def _figures(estimate: Estimate) -> list[tuple[str, str]]:

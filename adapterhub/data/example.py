@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import InvalidRequest
 
-from .task import Kind
+if TYPE_CHECKING:
+    from adapterhub.recipe import Kind
 
 _TURN = '{"role": "…", "content": "…"}'
 
@@ -65,6 +66,23 @@ class Example:
         if messages and messages[-1]["role"] == "assistant":
             return str(messages[-1]["content"])
         return None
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """All gold completions: of a preference the chosen one, then the rejected one; else the one there is."""
+        if "chosen" in self.fields and "rejected" in self.fields:
+            return str(self.fields["chosen"]), str(self.fields["rejected"])
+        return () if self.completion is None else (self.completion,)
+
+    @property
+    def positive(self) -> str | None:
+        """What an embedding example's text shall lie near."""
+        return self.fields.get("positive")
+
+    @property
+    def negative(self) -> str | None:
+        """What looks like the positive of an embedding example and is none: a hard negative."""
+        return self.fields.get("negative")
 
 
 def open_turns(messages: Any) -> tuple[dict[str, str], ...]:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.errors import DataError, FileMissing
+from adapterhub.recipe import Kind
 
 from .example import Example
 from .hf import PREFIX, read_dataset
 from .prompt import input_field
 from .readers import Record, parse_jsonl, parse_text, read_csv, read_jsonl, read_parquet, read_text
 from .rows import RowRules, to_example
-from .task import Kind
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": read_jsonl,

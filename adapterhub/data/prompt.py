@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from adapterhub.errors import DataError, InvalidRequest, UnsupportedRequest
-from adapterhub.recipe import TEMPLATE_PART, check_template
+from adapterhub.recipe import TEMPLATE_PART, Kind, check_template
 
 from .example import Example, open_turns
-from .task import Kind, PromptSpec
+from .task import PromptSpec, task_kind
 
 InputField = Literal["text", "prompt"]
 
 
 def input_field(kind: Kind) -> InputField:
     """Return the field that a bare text stands for: `prompt` in generation, else `text`."""
-    return "prompt" if kind == "generation" else "text"
+    return "prompt" if task_kind(kind) == "generation" else "text"
 
 
 def render_text(spec: PromptSpec, fields: Mapping[str, Any], main: InputField = "text") -> str:
@@ -59,7 +59,7 @@ def input_text(example: Example, kind: Kind, template: str | None = None) -> str
 
     Raises DataError with the row's place where it lacks a field of `template`.
     """
-    if kind == "generation" and (messages := example.prompt_messages) is not None:
+    if task_kind(kind) == "generation" and (messages := example.prompt_messages) is not None:
         return str(messages)
     try:
         return render_text(PromptSpec(template=template), example.fields, input_field(kind))

@@ -55,8 +55,8 @@ def parse_text(lines: Iterable[bytes | str], name: str) -> Iterator[Record]:
 def read_csv(path: Path) -> Iterator[Record]:
     """Yield each row of a CSV file with a header line; `where` is the line on which the row begins.
 
-    All cells are text. An empty cell of `id`, `label`, `weight`, `probs`, `source` or `messages` means absent;
-    `labels` are separated by | or a JSON list. Raises DataError for a ragged row or a bad header.
+    All cells are text. An empty cell of `id`, `label`, `weight`, `probs`, `source`, `messages` or `negative` means
+    absent; `labels` are separated by | or a JSON list. Raises DataError for a ragged row or a bad header.
     """
     with path.open("rb") as file:
         lines = (line for _, line in decode_lines(file, str(path)))
@@ -151,7 +151,7 @@ def _csv_record(header: Sequence[str], row: Sequence[str], where: str) -> dict[s
 def _csv_cell(name: str, cell: str, where: str) -> Any:
     if name == "labels":
         return _csv_labels(cell, where)
-    if not cell and name in ("id", "label", "weight", "source", *_CSV_JSON):
+    if not cell and name in ("id", "label", "weight", "source", "negative", *_CSV_JSON):
         return None
     if name == "weight":
         try:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.errors import DataError
+from adapterhub.recipe import LABELLED, Kind
 
 from .example import Example, content_id
-from .task import Kind
 
 ROLES = ("system", "user", "assistant")
 _ASIDE = ("id", "weight", "probs", "source")
@@ -46,11 +46,21 @@ def to_example(record: Any, rules: RowRules, where: str) -> Example:
 
 def expected(rules: RowRules) -> str:
     """Describe a right row in one line of JSON, for messages."""
+    answer = _ANSWERS[rules.kind] if rules.labelled else ""
     if rules.kind == "generation":
-        answer = ', "completion": "…"' if rules.labelled else ""
         return f'{{"prompt": "…"{answer}}} or {{"messages": […]}}'
-    answer = {"classification": ', "label": "…"', "multilabel": ', "labels": ["…"]'}[rules.kind]
-    return f'{{"text": "…"{answer if rules.labelled else ""}}}'
+    if rules.kind == "preference":
+        return f'{{"prompt": "…"{answer}}} or {{"messages": […]{answer}}}'
+    return f'{{"text": "…"{answer}}}'
+
+
+_ANSWERS: Mapping[Kind, str] = {
+    "classification": ', "label": "…"',
+    "multilabel": ', "labels": ["…"]',
+    "generation": ', "completion": "…"',
+    "preference": ', "chosen": "…", "rejected": "…"',
+    "embedding": ', "positive": "…"',
+}
 
 
 def _check_classification(fields: Mapping[str, Any], rules: RowRules, where: str) -> None:
@@ -89,6 +99,36 @@ def _check_generation(fields: Mapping[str, Any], rules: RowRules, where: str) ->
         raise DataError(f"{where}: the messages end without an assistant turn and there is no completion to learn")
 
 
+def _check_preference(fields: Mapping[str, Any], rules: RowRules, where: str) -> None:
+    if "messages" not in fields:
+        _text(fields, "prompt", rules, where)
+    elif "prompt" in fields:
+        raise DataError(f"{where}: the row has both prompt and messages; give one of them")
+    elif _check_messages(fields["messages"], where):
+        raise DataError(
+            f"{where}: the messages end with the assistant's turn; end them with the turn that chosen answers"
+        )
+    given = [name for name in ("chosen", "rejected") if rules.labelled or name in fields]
+    for name in given:
+        _text(fields, name, rules, where)
+    if len(given) == 2 and fields["chosen"] == fields["rejected"]:
+        raise DataError(f"{where}: chosen and rejected are the same text; there is nothing to prefer")
+
+
+def _check_embedding(fields: Mapping[str, Any], rules: RowRules, where: str) -> None:
+    _text(fields, "text", rules, where)
+    if rules.labelled or "positive" in fields:
+        _text(fields, "positive", rules, where)
+    if "negative" not in fields:
+        return
+    _text(fields, "negative", rules, where)
+    for name in ("text", "positive"):
+        if fields.get(name) == fields["negative"]:
+            raise DataError(
+                f"{where}: negative is the row's own {name}; a negative is a text that shall lie far from it"
+            )
+
+
 def _check_messages(messages: Any, where: str) -> bool:
     """Check the shape of `messages`; say whether they end with an answer."""
     if not isinstance(messages, list) or not messages:
@@ -112,6 +152,8 @@ _CHECKS: Mapping[Kind, Callable[[Mapping[str, Any], RowRules, str], None]] = {
     "classification": _check_classification,
     "multilabel": _check_multilabel,
     "generation": _check_generation,
+    "preference": _check_preference,
+    "embedding": _check_embedding,
 }
 
 
@@ -124,7 +166,7 @@ def _present(fields: Mapping[str, Any], name: str, rules: RowRules, where: str) 
 def _text(fields: Mapping[str, Any], name: str, rules: RowRules, where: str) -> None:
     value = _present(fields, name, rules, where)
     if not isinstance(value, str):
-        hint = "; write a JSON answer as a string" if name == "completion" else ""
+        hint = "; write a JSON answer as a string" if name in ("completion", "chosen", "rejected") else ""
         raise DataError(f"{where}: {name} is {_show(value)}; expected text{hint}")
 
 
@@ -173,8 +215,8 @@ def _probs(given: Mapping[str, Any], rules: RowRules, where: str) -> dict[str, f
     probs = given.get("probs")
     if probs is None:
         return None
-    if rules.kind == "generation":
-        raise DataError(f"{where}: probs are for classification and multilabel rows; a completion has none")
+    if rules.kind not in LABELLED:
+        raise DataError(f"{where}: probs are for classification and multilabel rows; {rules.kind} has none")
     if not isinstance(probs, Mapping) or not probs:
         raise DataError(f"{where}: probs is {_show(probs)}; expected an object of label: probability")
     # A table's struct column has a key for every label and null where a row says nothing of it.

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from adapterhub.errors import DataError
+from adapterhub.recipe import Kind
 
 from .example import Example, gold_labels
 from .prompt import input_text
-from .task import Kind
 
 FRACTION = 0.1
 

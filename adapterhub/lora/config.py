@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from adapterhub.errors import AdapterError, CorruptAdapter, FileMissing
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
-TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "CAUSAL_LM")
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"]
+TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 # What PEFT writes beside the keys below, at the only values under which an adapter is plain LoRA. Keys of a newer PEFT
 # that are null or false pass; anything else is a variant we do not know and must not guess.
@@ -66,6 +66,13 @@ class AdapterConfig:
             if re.match(rf"(?:.*\.)?({pattern})$", module):
                 return float(alpha)
         return self.alpha
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank for a module name, by the same rule."""
+        for pattern, rank in self.rank_pattern.items():
+            if re.match(rf"(?:.*\.)?({pattern})$", module):
+                return int(rank)
+        return self.rank
 
     def to_json(self) -> str:
         """Return canonical text: sorted keys and names, no library version, so equal runs give equal bytes."""

@@ -18,10 +18,11 @@ from .weights import LoraPair, LoraWeights, check_finite, lora_scaling
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# A backbone sits in its model under one attribute ("model", "bert", "transformer"): the first part after PREFIX.
-_LORA_KEY = re.compile(
-    r"base_model\.model\.(?P<root>[^.]+)\.(?P<module>.+)\.lora_(?P<side>A\.weight|B\.weight|magnitude_vector)"
-)
+# A backbone sits in its model under one attribute ("model", "bert", "transformer"): the first part after PREFIX. The
+# model of a FEATURE_EXTRACTION adapter is the backbone itself, and there is no such part.
+_LORA = r"(?P<module>.+)\.lora_(?P<side>A\.weight|B\.weight|magnitude_vector)"
+_LORA_KEY = re.compile(rf"base_model\.model\.[^.]+\.{_LORA}")
+_BARE_LORA_KEY = re.compile(rf"base_model\.model\.{_LORA}")
 _A, _B, _MAGNITUDE = "A.weight", "B.weight", "magnitude_vector"
 _HEAD_KEY = re.compile(r"base_model\.model\.(?P<name>(?:score|classifier|pre_classifier)(?:\.[A-Za-z_]+)+)")
 
@@ -79,10 +80,11 @@ def build_weights(config: AdapterConfig, stored: StoredTensors, dtype: torch.dty
 
 def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraWeights:
     """Group tensors under PEFT names into pairs and head; raises CorruptAdapter for keys or shapes that do not fit."""
+    lora_key = _BARE_LORA_KEY if config.task_type == "FEATURE_EXTRACTION" else _LORA_KEY
     halves: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if match := _LORA_KEY.fullmatch(name):
+        if match := lora_key.fullmatch(name):
             place, side = halves.setdefault(match["module"], {}), match["side"]
         elif match := _HEAD_KEY.fullmatch(name):
             place, side = head, match["name"]
@@ -94,8 +96,8 @@ def parse_weights(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> LoraW
     modules = {module: _pair(config, module, sides) for module, sides in sorted(halves.items())}
     if not modules and not head:
         raise CorruptAdapter(f"{WEIGHTS} holds no tensors")
-    if head and config.task_type == "CAUSAL_LM":
-        raise CorruptAdapter(f"a CAUSAL_LM adapter cannot carry a head, but this one has {min(head)!r}")
+    if head and config.task_type != "SEQ_CLS":
+        raise CorruptAdapter(f"a {config.task_type} adapter cannot carry a head, but this one has {min(head)!r}")
     return LoraWeights(modules, head)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.base.source import Base
-from adapterhub.data.task import Kind, PromptSpec, TaskSpec
+from adapterhub.data.task import Kind, Pooling, PromptSpec, TaskSpec
 from adapterhub.errors import UsageError
 
-from .build import DEFAULT_MAX_LENGTH
+from .prepare import DEFAULT_MAX_LENGTH
 
 
 def adopted_spec(base: Base, skeleton: Any, labels: tuple[str, ...], kind: Kind, pad_token: str | None) -> TaskSpec:
@@ -21,7 +21,7 @@ def adopted_spec(base: Base, skeleton: Any, labels: tuple[str, ...], kind: Kind,
     `skeleton` is the model the adapter sits on, weights or not. Raises BaseError where the base has no pad token and
     none is named.
     """
-    from adapterhub.base.load import load_tokenizer, pooling_of
+    from adapterhub.base.load import load_tokenizer
 
     template = load_tokenizer(base, pad_token).chat_template
     chat = kind == "generation" and isinstance(template, str)
@@ -31,9 +31,18 @@ def adopted_spec(base: Base, skeleton: Any, labels: tuple[str, ...], kind: Kind,
         max_length=min(base.context_length, DEFAULT_MAX_LENGTH),
         labels=labels,
         prompt=PromptSpec("chat", chat_template=template) if chat else PromptSpec(),
-        pooling=None if kind == "generation" else pooling_of(skeleton),
+        pooling=_pooling(base, skeleton, kind),
         pad_token=pad_token,
     )
+
+
+def _pooling(base: Base, skeleton: Any, kind: Kind) -> Pooling | None:
+    from adapterhub.base.features import default_pooling
+    from adapterhub.base.load import pooling_of
+
+    if kind == "embedding":
+        return default_pooling(base)
+    return None if kind == "generation" else pooling_of(skeleton)
 
 
 def adopted_labels(
@@ -42,7 +51,7 @@ def adopted_labels(
     """Return the labels: as given, else as a configuration names them, else numbered. Raises UsageError."""
     if classes is None:
         if given:
-            raise UsageError("labels were given, but this adapter generates text and has none; leave --labels out")
+            raise UsageError("labels were given, but this adapter has no head and so no labels; leave --labels out")
         return ()
     if given is not None:
         if len(set(given)) != len(given) or len(given) != classes or not all(given):
@@ -65,10 +74,10 @@ def _meaningful(id2label: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     return names if whole and not generic else ()
 
 
-def adopted_kind(folder: Path, classes: int | None) -> Kind:
+def adopted_kind(folder: Path, classes: int | None, *, vectors: bool = False) -> Kind:
     """Say what the adapter does, by its head and by the config.json beside it, where there is one."""
     if classes is None:
-        return "generation"
+        return "embedding" if vectors else "generation"
     return "multilabel" if _config(folder).get("problem_type") == "multi_label_classification" else "classification"
 
 

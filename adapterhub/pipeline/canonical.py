@@ -18,7 +18,7 @@ from adapterhub.data.task import TaskSpec
 from adapterhub.errors import CorruptAdapter
 
 from .adopted_spec import adopted_kind, adopted_labels, adopted_spec
-from .fit import adapted_modules, check_head_names, check_shapes, count_classes, make_skeleton
+from .fit import adapted_modules, check_head_names, check_shapes, count_classes, make_skeleton, root_of
 from .peft_record import check_named, check_patterns, patterned, read_record
 
 if TYPE_CHECKING:
@@ -60,17 +60,18 @@ def canonical(folder: Path, base: Base, labels: Sequence[str] | None, pad_token:
     weights = parse_weights(config, tensors)
     check_effect(weights)
     classes = count_classes(weights)
+    vectors = config.task_type == "FEATURE_EXTRACTION"
     if (config.task_type == "SEQ_CLS") != (classes is not None):
         raise CorruptAdapter(
             f"{folder} is a {config.task_type} adapter but its tensors hold {'a' if classes else 'no'} classification "
             "head; save the head with it (modules_to_save), or mend task_type"
         )
-    skeleton = make_skeleton(base, classes)
+    skeleton = make_skeleton(base, classes, vectors=vectors)
     modules = adapted_modules(tensors)
     check_shapes(weights, modules, skeleton, base)
     check_named(record, modules)
     names = adopted_labels(folder, record, base, classes, labels)
-    spec = adopted_spec(base, skeleton, names, adopted_kind(folder, classes), pad_token)
+    spec = adopted_spec(base, skeleton, names, adopted_kind(folder, classes, vectors=vectors), pad_token)
     check_head_names(weights, spec)
     return Canonical(_rewritten(config, record, weights, modules, skeleton, base), tensors, spec)
 
@@ -85,7 +86,7 @@ def _rewritten(
 ) -> AdapterConfig:
     from adapterhub.lora.config import AdapterConfig
 
-    root = f"{skeleton.base_model_prefix}."
+    root = root_of(skeleton)
     heads = tuple(sorted({name.split(".")[0] for name in weights.head}))
     ranks = {name: patterned(record.get("rank_pattern"), name, record["r"]) for name in modules}
     for name, rank in ranks.items():
@@ -143,7 +144,7 @@ def _targets(
             if _selected(everything, names, layers) == set(modules):
                 return tuple(sorted(names)), layers
     # No product of names and layers: every module by its own name.
-    root = f"{skeleton.base_model_prefix}."
+    root = root_of(skeleton)
     return tuple(name.removeprefix(root) for name in modules), layers
 
 

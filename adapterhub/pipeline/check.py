@@ -16,13 +16,14 @@ from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.prompt import input_text
 from adapterhub.errors import AdapterHubError, BaseNotFound
-from adapterhub.recipe import Kind, Recipe, load_recipe
+from adapterhub.recipe import LABELLED, Kind, Recipe, load_recipe
 from adapterhub.registry.store import Registry
-from adapterhub.training.answers import check_learnable, target_of
+from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
 
-from .build import make_spec
+from .check_pairs import PAIRED, count_texts, pair_warnings
 from .estimate import Estimate, estimate, measure_lengths
-from .splits import held_out_of
+from .prepare import make_spec
+from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
 Found = TypeVar("Found")
 Asked = ParamSpec("Asked")
@@ -31,11 +32,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 
 @dataclass(frozen=True)
 class SplitReport:
-    """A split as read: where from, how many rows, and how many of each label."""
+    """A split as read: where from, how many rows, how many of each label, and of pairs how many different texts."""
 
     source: str
     rows: int
     labels: Mapping[str, int]
+    texts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,7 +65,12 @@ class Report:
     def to_record(self) -> dict[str, Any]:
         """Return a record ready for JSON."""
         splits = {
-            name: {"source": split.source, "rows": split.rows, "labels": dict(split.labels)}
+            name: {
+                "source": split.source,
+                "rows": split.rows,
+                "labels": dict(split.labels),
+                "texts": dict(split.texts),
+            }
             for name, split in self.splits.items()
         }
         return {
@@ -92,7 +99,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
     report.task, report.kind, report.base = recipe.task, recipe.kind, recipe.base
     splits = _read_splits(recipe, report)
     labels = _check_labels(recipe, splits, report)
-    _check_texts(recipe, splits, report)
+    outside = _read_outside(recipe, report)
+    _check_texts(recipe, {**splits, **outside}, report)
     if "train" in splits and "validation" not in splits and recipe.data.validation is None:
         _hold_out(recipe, splits, report)
     if not report.problems:
@@ -102,7 +110,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
         if registry is not None:
             _collect(report, registry.check_base, recipe.task, base.fingerprint)
         if {"validation", *(name for name, _ in recipe.data.splits())} <= splits.keys():
-            report.estimate = _collect(report, _estimate, recipe, base, labels, splits)
+            report.estimate = _collect(report, _estimate, recipe, base, labels, {**splits, **outside})
     return report
 
 
@@ -122,8 +130,20 @@ def _read_splits(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
         examples = _collect(report, _read, recipe, source)
         if examples is not None:
             splits[name] = examples
-            report.splits[name] = SplitReport(source, len(examples), _count_labels(examples, recipe.kind))
+            labels, texts = _count_labels(examples, recipe.kind), count_texts(examples, recipe.kind)
+            report.splits[name] = SplitReport(source, len(examples), labels, texts)
     return splits
+
+
+def _read_outside(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
+    """Read the out-of-scope rows, by their name in the recipe, as `_read_splits` reads the others."""
+    found: dict[str, list[Example]] = {}
+    for split, source in recipe.data.outside():
+        examples = _collect(report, read_outside, recipe.resolve(source), recipe.kind)
+        if examples is not None:
+            found[outside_name(split)] = examples
+            report.splits[outside_name(split)] = SplitReport(source, len(examples), {})
+    return found
 
 
 def _read(recipe: Recipe, source: str) -> list[Example]:
@@ -139,7 +159,7 @@ def _count_labels(examples: Iterable[Example], kind: Kind) -> dict[str, int]:
 
 def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
     """Return the task's labels; what training would refuse is a problem, what it cannot learn a warning."""
-    if recipe.kind == "generation" or "train" not in splits:
+    if recipe.kind not in LABELLED or "train" not in splits:
         return ()
     learnt = collect_labels(splits["train"], recipe.kind)
     labels = recipe.labels or learnt
@@ -163,7 +183,12 @@ def _hold_out(recipe: Recipe, splits: dict[str, list[Example]], report: Report) 
 
 
 def _check_learnable(recipe: Recipe, labels: Sequence[str], train: Sequence[Example]) -> None:
-    check_learnable([target_of(example, recipe.kind, labels) for example in train], recipe.kind, labels)
+    targets = [target_of(example, recipe.kind, labels) for example in train]
+    check_learnable(targets, recipe.kind, labels)
+    if recipe.kind == "embedding":
+        check_contrast(example.positive for example in train)
+    if recipe.training.class_weights is not None:
+        class_factors(targets, recipe.training.class_weights, labels)
 
 
 def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report: Report) -> None:
@@ -178,9 +203,11 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
         shared = [text for text in seen[second] if text in seen[first]]
         if shared:
             example = seen[second][shared[0]][0]
+            torn = second.startswith(OUTSIDE) and not first.startswith(OUTSIDE)
+            so = "rows out of scope have no label" if torn else f"{second} metrics will flatter"
             report.warnings.append(
                 f"{second} and {first} share {_count(len(shared), 'text')}, the first at {example.where} "
-                f"({_short(shared[0])}); {second} metrics will flatter"
+                f"({_short(shared[0])}); {so}"
             )
 
 
@@ -196,6 +223,9 @@ def _text_warnings(source: str, kind: Kind, by_text: Mapping[str, Sequence[Examp
     blank = [row for text, rows in by_text.items() if not text.strip() for row in rows]
     if blank:
         yield f"{source}: {_count(len(blank), 'row')} with an empty text, the first at {blank[0].where}"
+    if kind in PAIRED:
+        yield from pair_warnings(source, kind, by_text)
+        return
     twice = [rows for text, rows in by_text.items() if len(rows) > 1 and text.strip()]
     if twice:
         extra = sum(len(rows) - 1 for rows in twice)

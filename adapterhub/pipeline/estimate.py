@@ -39,7 +39,7 @@ _EFFICIENCY = 0.4  # of the timed matrix product: attention, norms, optimiser an
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows of a split: means a row (prompt and completion, completion alone), and the longest."""
+    """Tokens of the rows of a split: means a row (all that is read, completions alone), and the longest sequence."""
 
     rows: int
     mean: float
@@ -97,7 +97,7 @@ def measure_lengths(tokenizer: Tokenizer, spec: TaskSpec, examples: Sequence[Exa
     step = max(1, len(examples) // _SAMPLE)
     sample = [_tokens(tokenizer, spec, example) for example in examples[::step]]
     by_length = sorted(examples, key=_characters, reverse=True)[:_LONGEST]
-    longest, where = max((sum(_tokens(tokenizer, spec, example)), example.where) for example in by_length)
+    longest, where = max((each, example.where) for example in by_length for each in _lengths(tokenizer, spec, example))
     if longest > spec.max_length:
         raise DataError(
             f"{where}: the row has {longest} tokens, more than max_length {spec.max_length}; shorten or remove it, "
@@ -129,6 +129,9 @@ def estimate(recipe: Recipe, base: Base, spec: TaskSpec, train: Lengths, validat
     evaluations = max(1, steps // (settings.eval_every or steps_per_epoch(train.rows, settings.batch_size)))
     # Two operations a weight forward; backward two more for the input's gradient, and two for those that learn.
     operations = seen * (train.mean * (4 * every + 6 * parameters) + train.completion * 4 * vocabulary)
+    if recipe.kind == "preference":  # what the base alone says of every row, once
+        evaluations += 1
+        operations += train.rows * (train.mean * 2 * every + train.completion * 2 * vocabulary)
     operations += evaluations * validation.rows * (validation.mean * 2 * every + validation.completion * 2 * vocabulary)
     return Estimate(
         steps=steps,
@@ -182,13 +185,28 @@ def _chosen_layers(layers: str | Sequence[int], count: int) -> set[int]:
     return set(wanted)
 
 
-def _tokens(tokenizer: Tokenizer, spec: TaskSpec, example: Example) -> tuple[int, int]:
+def _sequences(tokenizer: Tokenizer, spec: TaskSpec, example: Example) -> list[tuple[int, int]]:
+    """Return the tokens of each sequence that training makes of a row: of the input, and of the completion."""
+    inputs = [example.fields]
+    if spec.kind == "embedding":
+        others = [text for text in (example.positive, example.negative) if text is not None]
+        inputs += [{**example.fields, "text": text} for text in others]
     try:
-        asked = len(encode_input(tokenizer, spec, example.fields))
+        asked = [len(encode_input(tokenizer, spec, fields)) for fields in inputs]
     except InvalidRequest as error:
         raise DataError(f"{example.where}: {error}") from error
-    answer = example.completion if spec.kind == "generation" else None
-    return asked, 0 if answer is None else len(encode_completion(tokenizer, answer))
+    if spec.kind != "generation":
+        return [(length, 0) for length in asked]
+    return [(asked[0], len(encode_completion(tokenizer, answer))) for answer in example.completions] or [(asked[0], 0)]
+
+
+def _tokens(tokenizer: Tokenizer, spec: TaskSpec, example: Example) -> tuple[int, int]:
+    asked, answered = zip(*_sequences(tokenizer, spec, example), strict=True)
+    return sum(asked), sum(answered)
+
+
+def _lengths(tokenizer: Tokenizer, spec: TaskSpec, example: Example) -> list[int]:
+    return [sum(each) for each in _sequences(tokenizer, spec, example)]
 
 
 def _characters(example: Example) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _PREFIX, _A = "base_model.model.", ".lora_A.weight"
 # The tensor whose rows are the labels, by the kind of head.
 _HEAD_OUTPUTS = ("score.weight", "classifier.out_proj.weight", "classifier.weight")
+EMBEDDING_POOLINGS = ("mean", "last", "cls")
 _HEADS = {
     "last": ("score.weight",),
     "pooler": ("classifier.weight",),
@@ -42,6 +43,14 @@ def count_classes(weights: LoraWeights) -> int | None:
 
 def check_head_names(weights: LoraWeights, spec: TaskSpec) -> None:
     """Raise CorruptAdapter where the head is not the one that the task's kind and pooling ask for."""
+    if spec.kind == "embedding":
+        if weights.head or spec.labels or spec.pooling not in EMBEDDING_POOLINGS:
+            raise CorruptAdapter(
+                f"an embedding task has no head, no labels, and one of the poolings {', '.join(EMBEDDING_POOLINGS)}; "
+                f"this one has {', '.join(sorted(weights.head)) or 'no head'}, {len(spec.labels)} labels and pooling "
+                f"{spec.pooling!r}"
+            )
+        return
     if spec.kind == "generation":
         if weights.head or spec.pooling is not None or spec.labels:
             raise CorruptAdapter("a generation task has no classification head, no pooling and no labels; this one has")
@@ -73,32 +82,35 @@ def check_on_base(weights: LoraWeights, tensors: Iterable[str], spec: TaskSpec, 
     """Raise CorruptAdapter where an adapter and its rules do not fit the base they name."""
     from adapterhub.base.load import pooling_of
 
-    skeleton = make_skeleton(base, count_classes(weights))
+    skeleton = make_skeleton(base, count_classes(weights), vectors=spec.kind == "embedding")
     check_shapes(weights, adapted_modules(tensors), skeleton, base)
     if spec.max_length > base.context_length:
         raise CorruptAdapter(
             f"task.json has max_length {spec.max_length}, but {base.name!r} reads {base.context_length} tokens"
         )
+    if spec.kind == "embedding":
+        return
     expected = None if spec.kind == "generation" else pooling_of(skeleton)
     if spec.pooling != expected:
         raise CorruptAdapter(f"task.json has pooling {spec.pooling!r}, but {base.name!r} is read by {expected!r}")
 
 
-def make_skeleton(base: Base, classes: int | None) -> Any:
+def make_skeleton(base: Base, classes: int | None, *, vectors: bool = False) -> Any:
     """Return the transformers model PEFT would load an adapter on, with shapes but no weights.
 
-    `classes` None means one that generates. Raises AdapterError for a generation adapter on an encoder, BaseError for a
-    base that transformers does not know.
+    `classes` None means one that generates, or with `vectors` the backbone alone. Raises AdapterError for a generation
+    adapter on an encoder, BaseError for a base that transformers does not know.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if classes is None and base.is_encoder:
+    if classes is None and base.is_encoder and not vectors:
         raise AdapterError(
             f"a CAUSAL_LM adapter cannot sit on {base.name!r}, an encoder; name its own base with --base"
         )
     changes = {} if classes is None else {"num_labels": classes}
-    kind = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+    headless = AutoModel if vectors else AutoModelForCausalLM
+    kind = headless if classes is None else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False, **changes)
         with torch.device("meta"):
@@ -107,12 +119,18 @@ def make_skeleton(base: Base, classes: int | None) -> Any:
         raise BaseError(f"{base.name!r} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
 
 
+def root_of(skeleton: Any) -> str:
+    """Return what the names of the backbone's modules begin with: "model.", or nothing where it stands alone."""
+    prefix = str(skeleton.base_model_prefix)
+    return f"{prefix}." if hasattr(skeleton, prefix) else ""
+
+
 def check_shapes(weights: LoraWeights, modules: Sequence[str], skeleton: Any, base: Base) -> None:
     """Raise CorruptAdapter where `modules` or the head are not in `skeleton`, or have other shapes there."""
     from adapterhub.lora.linear import linear_shapes
     from adapterhub.lora.weights import check_fits
 
-    root = f"{skeleton.base_model_prefix}."
+    root = root_of(skeleton)
     if stranger := next((name for name in modules if not name.startswith(root)), None):
         raise CorruptAdapter(
             f"the adapter changes {stranger!r}, but all that can be adapted in {base.name!r} lies below {root!r}; "

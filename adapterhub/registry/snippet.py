@@ -46,6 +46,25 @@ with torch.no_grad():
     output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
+_EMBED = """\
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer
+
+base = {base}
+folder = "ORG/NAME"
+
+tokenizer = AutoTokenizer.from_pretrained(base){pad}
+model = AutoModel.from_pretrained(base)
+model = PeftModel.from_pretrained(model, folder).eval()
+
+inputs = tokenizer({text}, return_tensors="pt")
+with torch.no_grad():
+    states = model(**inputs).last_hidden_state[0]
+vector = torch.nn.functional.normalize({pooled}, dim=0)
+print(vector.shape)
+"""
+_POOLED = {"mean": "states.mean(0)", "last": "states[-1]", "cls": "states[0]"}
 _ANSWERS = {
     "classification": "print(labels[logits.argmax()])",
     "multilabel": "print([label for label, p in zip(labels, logits.sigmoid()) if p >= 0.5])",
@@ -61,8 +80,18 @@ def peft_snippet(card: Card, spec: TaskSpec) -> str:
     }
     if spec.kind == "generation":
         return _GENERATE.format(**common, inputs=_prompt(spec))
+    if spec.kind == "embedding":
+        return _EMBED.format(**common, text=_text(spec, "text"), pooled=_POOLED[spec.pooling or "mean"])
     labels = json.dumps(list(spec.labels), ensure_ascii=False)
-    return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_ANSWERS[spec.kind])
+    return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_answer(spec))
+
+
+def _answer(spec: TaskSpec) -> str:
+    """Return the last line: a temperature changes no label, but a task may be too unsure to give one."""
+    if spec.calibration is None or spec.calibration.reject_below is None:
+        return _ANSWERS[spec.kind]
+    probs = f"probs = (logits / {spec.calibration.temperature!r}).softmax(-1)"
+    return f"{probs}\nprint(labels[probs.argmax()] if probs.max() >= {spec.calibration.reject_below!r} else None)"
 
 
 def _prompt(spec: TaskSpec) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from adapterhub.base.features import FEATURE_POOLINGS
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.heads import REQUIRED, label_count
 from adapterhub.engine.request import Adapter
@@ -116,7 +117,8 @@ class AdapterCache:
             self._know(digest, rules)
         assert digest is not None
         read = partial(self._weights, name, folder, digest, spec, rules)
-        return Specialist(Adapter(digest, read, spec.pooling), spec, rules)
+        head = None if spec.kind == "embedding" else spec.pooling
+        return Specialist(Adapter(digest, read, head), spec, rules)
 
     def _weights(self, name: str, folder: Path, digest: str, spec: TaskSpec, rules: str) -> LoraWeights:
         """Return the weights of a folder, each file read once; `rules` is the hash of the text `spec` was made from.
@@ -181,6 +183,13 @@ def _check_digest(name: str, folder: Path, digest: str, found: str) -> None:
 def _check_labels(name: str, spec: TaskSpec, weights: LoraWeights) -> None:
     """Raise CorruptAdapter where labels and head do not belong together."""
     head, pooling = weights.head, spec.pooling
+    if spec.kind == "embedding":
+        if head or spec.labels or pooling not in FEATURE_POOLINGS:
+            raise CorruptAdapter(
+                f"{name!r} makes vectors, so it has neither head nor labels, and one of the poolings "
+                f"{', '.join(FEATURE_POOLINGS)}; it has {sorted(head)}, {list(spec.labels)} and {pooling!r}"
+            )
+        return
     if spec.kind == "generation":
         if head or pooling is not None:
             raise CorruptAdapter(f"{name!r} generates text but carries a classification head")

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from adapterhub.base.features import check_pooling, default_pooling
+from adapterhub.base.features import FEATURE_POOLINGS, check_pooling, default_pooling
 from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size, load_tokenizer
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
-from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.data.tokens import check_length, encode_continuation, encode_input
+from adapterhub.data.task import PromptSpec, TaskSpec, a_task
+from adapterhub.data.tokens import check_length, encode_completion, encode_continuation, encode_input
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.loop import EngineLoop
 from adapterhub.engine.request import (
@@ -32,7 +32,7 @@ from adapterhub.engine.request import (
 )
 from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
-from adapterhub.errors import InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
+from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
 
 from .adapters import AdapterCache
 from .pending import Pending
@@ -119,35 +119,59 @@ class LoadedBase:
 
         return self._ask(target, tokens, Classify(), read)
 
-    def pooling(self, asked: str | None) -> str:
-        """Return `asked` where it is known, or the base's default for None; raises InvalidRequest and BaseError."""
-        if asked is None:
+    def start_vector(self, target: Target, given: Input) -> Pending[Prediction]:
+        """Queue one text for the answer of an embedding task; raises what is wrong with it at once."""
+        spec, tokens = self._read(target, given)
+        check_length(tokens, spec)
+
+        def read(event: Event) -> Prediction | None:
+            if not isinstance(event, EmbeddingEvent):
+                return None
+            return Prediction(vector=tuple(_unit(event.vector).tolist()), prompt_tokens=len(tokens))
+
+        return self._ask(target, tokens, Embed(self.pooling(target, None)), read)
+
+    def pooling(self, target: Target, asked: str | None) -> str:
+        """Return `asked` where it is known; for None what an embedding task was trained with, or the base's default.
+
+        Raises InvalidRequest, CorruptAdapter and BaseError.
+        """
+        if asked is not None:
+            check_pooling(asked)
+            return asked
+        if target.spec is None or target.spec.kind != "embedding":
             return default_pooling(self.base)
-        check_pooling(asked)
-        return asked
+        if target.spec.pooling not in FEATURE_POOLINGS:
+            raise CorruptAdapter(
+                f"{target.name!r} makes vectors, but its task.json has pooling {target.spec.pooling!r}; expected one "
+                f"of {', '.join(FEATURE_POOLINGS)}"
+            )
+        return target.spec.pooling
 
     def start_embedding(self, target: Target, pooling: str, given: Input) -> Pending[Embedding]:
         """Queue one text for its vector; raises what is wrong with it at once."""
         spec, tokens = self._read(target, given)
         check_length(tokens, spec)
+        normal = spec.kind == "embedding"
 
         def read(event: Event) -> Embedding | None:
-            return Embedding(event.vector, len(tokens)) if isinstance(event, EmbeddingEvent) else None
+            if not isinstance(event, EmbeddingEvent):
+                return None
+            return Embedding(_unit(event.vector) if normal else event.vector, len(tokens))
 
         return self._ask(target, tokens, Embed(pooling), read)
 
-    def start_scores(self, target: Target, asked: tuple[Input, Sequence[str]]) -> Pending[list[Score]]:
-        """Queue one prompt and its continuations; raises what is wrong with them at once."""
+    def start_scores(self, target: Target, ended: bool, asked: tuple[Input, Sequence[str]]) -> Pending[list[Score]]:
+        """Queue one prompt and its continuations, with EOS after each if `ended`; raises what is wrong at once."""
         given, texts = asked
         if isinstance(texts, str):
             raise InvalidRequest("the continuations are one text; give a list of texts", param="continuations")
         texts = tuple(texts)  # an iterator gives them once only, and they are told in the answer too
         if target.spec is not None and target.spec.kind != "generation":
-            raise UnsupportedRequest(
-                f"{target.name!r} is a {target.spec.kind} task; its head scores labels, and no text", param="model"
-            )
+            raise UnsupportedRequest(f"{target.name!r} is {a_task(target.spec.kind)}; it scores no text", param="model")
         spec, tokens = self._read(target, given)
-        continuations = tuple(tuple(encode_continuation(self._tokenizer, text)) for text in texts)
+        encode = encode_completion if ended else encode_continuation
+        continuations = tuple(tuple(encode(self._tokenizer, text)) for text in texts)
         if not continuations:
             raise InvalidRequest("there are no continuations to score", param="continuations")
         longest, limit = max(map(len, continuations)), min(spec.max_length, self.base.context_length)
@@ -197,7 +221,8 @@ class LoadedBase:
         """Queue one prompt and return its stream; raises what is wrong with it at once."""
         spec = target.spec or self._plain
         if spec.kind != "generation":
-            raise UnsupportedRequest(f"{target.name!r} is a {spec.kind} task; ask it to classify", param="model")
+            use = "embed" if spec.kind == "embedding" else "classify"
+            raise UnsupportedRequest(f"{target.name!r} is {a_task(spec.kind)}; ask it to {use}", param="model")
         tokens = self._prompt(spec, request)
         limit = min(spec.max_length, self.base.context_length)
         sampling = make_sampling(request, len(tokens), limit, self._stop_ids)
@@ -287,13 +312,26 @@ def _fields(given: Input, name: str) -> Mapping[str, Any]:
     return {name: given} if isinstance(given, str) else given
 
 
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vector, dim=-1)
+
+
 def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:
-    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid)."""
+    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid).
+
+    With a calibration the logits are divided by its temperature first, and no label is given where the likeliest one is
+    less likely than it asks for.
+    """
+    given = tuple(logits.tolist())
+    temperature = 1.0 if spec.calibration is None else spec.calibration.temperature
     if spec.kind == "multilabel":
-        values = torch.sigmoid(logits).tolist()
+        values = torch.sigmoid(logits / temperature).tolist()
         probs = dict(zip(spec.labels, values, strict=True))
         chosen = tuple(label for label, value in probs.items() if value >= 0.5)
-        return Prediction(labels=chosen, probs=probs, prompt_tokens=tokens)
-    values = torch.softmax(logits, dim=-1).tolist()
+        return Prediction(labels=chosen, probs=probs, logits=given, prompt_tokens=tokens)
+    # Below the highest, so that no logit divided by a small temperature becomes infinite where it counts.
+    values = torch.softmax((logits - logits.max()) / temperature, dim=-1).tolist()
     probs = dict(zip(spec.labels, values, strict=True))
-    return Prediction(label=spec.labels[int(logits.argmax())], probs=probs, prompt_tokens=tokens)
+    least = None if spec.calibration is None else spec.calibration.reject_below
+    label = None if least is not None and max(values) < least else spec.labels[int(logits.argmax())]
+    return Prediction(label=label, probs=probs, logits=given, prompt_tokens=tokens)

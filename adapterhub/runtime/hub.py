@@ -159,18 +159,22 @@ class AdapterHub:
         the caller stops asking, or sets `cancelled`, is given up.
         """
         core = self._loaded()
-        start: Callable[[Input], Pending[Prediction]] = (
-            partial(core.start_classification, target)
-            if target.spec is not None and target.spec.kind != "generation"
-            else partial(core.start_completion, target, {"temperature": 0.0, **options})
-        )
+        kind = "generation" if target.spec is None else target.spec.kind
+        start: Callable[[Input], Pending[Prediction]]
+        if kind == "generation":
+            start = partial(core.start_completion, target, {"temperature": 0.0, **options})
+        elif kind == "embedding":
+            start = partial(core.start_vector, target)
+        else:
+            start = partial(core.start_classification, target)
         return _in_order(start, inputs, cancelled)
 
     def embed(self, ref: str, inputs: Sequence[Input], pooling: str | None = None) -> list[Embedding]:
         """Return one vector an input, in order, of the base's hidden states as the adapter of `ref` changes them.
 
-        `pooling` is "mean", "last" or "cls" (the first token); None takes what the base's sentence encoder was made
-        with, else the mean. Inputs are read by the task's rules. To the bare base a text stands as it is; fields go
+        `pooling` is "mean", "last" or "cls" (the first token); None takes what an embedding task was trained with, or
+        what the base's sentence encoder was made with, else the mean. Vectors of an embedding task have length 1,
+        others are as they are. Inputs are read by the task's rules. To the bare base a text stands as it is; fields go
         through its chat template. Raises InvalidRequest, PromptTooLong, and what `target` raises.
         """
         return list(self.embeddings(self.target(ref), inputs, pooling))
@@ -185,7 +189,7 @@ class AdapterHub:
     ) -> Iterator[Embedding]:
         """Yield one vector an input, in order; runs ahead, raises and gives up as `answers` does."""
         core = self._loaded()
-        start = partial(core.start_embedding, target, core.pooling(pooling))
+        start = partial(core.start_embedding, target, core.pooling(target, pooling))
         for each in _in_order(start, inputs, cancelled):
             # A copy outside of the engine's inference mode: a tensor like any other, that holds no batch in memory.
             yield replace(each, vector=each.vector.to("cpu", copy=True))
@@ -205,17 +209,25 @@ class AdapterHub:
         target: Target,
         asked: Iterable[tuple[Input, Sequence[str]]],
         *,
+        ended: bool = False,
         cancelled: threading.Event | None = None,
     ) -> Iterator[list[Score]]:
-        """Yield the scores of each (prompt, continuations), in order; runs ahead, raises and gives up as `answers`."""
-        return _in_order(partial(self._loaded().start_scores, target), asked, cancelled)
+        """Yield the scores of each (prompt, continuations), in order; runs ahead, raises and gives up as `answers`.
+
+        With `ended` the token that ends a completion is scored after each, as a task learns to write it.
+        """
+        return _in_order(partial(self._loaded().start_scores, target, ended), asked, cancelled)
 
     def classify(
         self, target: Target, inputs: Sequence[Input], cancelled: threading.Event | None = None
     ) -> list[Prediction]:
-        """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets."""
-        if target.spec is None or target.spec.kind == "generation":
-            raise UnsupportedRequest(f"{target.name!r} generates text; it has no labels to choose from", param="model")
+        """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets.
+
+        A label is None where the task was made to reject what it is not sure of, and is not.
+        """
+        if target.spec is None or target.spec.kind in ("generation", "embedding"):
+            what = "makes vectors" if target.spec and target.spec.kind == "embedding" else "generates text"
+            raise UnsupportedRequest(f"{target.name!r} {what}; it has no labels to choose from", param="model")
         return list(self.answers(target, inputs, cancelled=cancelled))
 
     def generate(self, target: Target, request: GenerationRequest) -> GenerationStream:

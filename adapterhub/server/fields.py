@@ -172,7 +172,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
 def _inputs(value: Any) -> tuple[Input, ...]:
     items = value if isinstance(value, list) else [value]
     if not items:
-        raise refusal("input is an empty list; there is nothing to classify")
+        raise refusal("input is an empty list; there is nothing to answer")
     if len(items) > MAX_INPUTS:
         raise refusal(f"input has {len(items)} entries; at most {MAX_INPUTS} are accepted")
     for index, item in enumerate(items):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
 from starlette.requests import Request
 
+from adapterhub.data.task import Kind, a_task
 from adapterhub.errors import RefNotFound, UnsupportedRequest
 from adapterhub.runtime.target import Target
 
@@ -18,8 +20,18 @@ from .service import Service
 LONGEST_REF = 136  # a task of 64 characters, "@sha256:" and 64 digits
 SHOWN = 100  # characters of a name that answers and the log repeat
 
-Purpose = Literal["generate", "classify"]
-ENDPOINTS = {"generate": "/v1/chat/completions or /v1/completions", "classify": "/v1/classify"}
+Purpose = Literal["generate", "classify", "embed"]
+ENDPOINTS: Mapping[Purpose, str] = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "classify": "/v1/classify",
+    "embed": "/v1/embeddings",
+}
+PURPOSES: Mapping[Kind, Purpose] = {
+    "classification": "classify",
+    "multilabel": "classify",
+    "generation": "generate",
+    "embedding": "embed",
+}
 
 
 def record_of(request: Request) -> Record:
@@ -55,9 +67,9 @@ async def find(service: Service, record: Record, model: str) -> Target:
 async def find_for(service: Service, record: Record, model: str, purpose: Purpose) -> Target:
     """Return the target as `find` does; raises UnsupportedRequest where it answers another kind of request."""
     target = await find(service, record, model)
-    kind = "generation" if target.spec is None else target.spec.kind
-    fits: Purpose = "generate" if kind == "generation" else "classify"
-    if fits != purpose:
-        what = "the base" if target.spec is None else f"a {kind} task"
-        raise UnsupportedRequest(f"{shorten(model, SHOWN)} is {what}; ask it at {ENDPOINTS[fits]}", param="model")
+    fits: tuple[Purpose, ...] = ("generate", "embed") if target.spec is None else (PURPOSES[target.spec.kind],)
+    if purpose not in fits:
+        what = "the base" if target.spec is None else a_task(target.spec.kind)
+        where = " or ".join(ENDPOINTS[each] for each in fits)
+        raise UnsupportedRequest(f"{shorten(model, SHOWN)} is {what}; ask it at {where}", param="model")
     return target

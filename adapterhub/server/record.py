@@ -13,7 +13,7 @@ from .metrics import NO_ADAPTER, Metrics
 
 ROUTES = frozenset(
     {"/health", "/ready", "/metrics", "/openapi.json", "/v1/models"}
-    | {"/v1/chat/completions", "/v1/completions", "/v1/classify"}
+    | {"/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/embeddings"}
 )
 GONE = 499
 

@@ -177,6 +177,16 @@ class ChatBody(SamplingFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+class EmbeddingBody(WireModel):
+    """`POST /v1/embeddings`: a text, an object of fields for the task's template, or a list of these."""
+
+    harmless: ClassVar[frozenset[str]] = HARMLESS
+    neutral: ClassVar[Mapping[str, Any]] = MappingProxyType({"dimensions": None})
+    model: Text
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+
+
 class ClassifyBody(WireModel):
     """`POST /v1/classify`: a text, an object of fields for the task's template, or a list of these."""
 

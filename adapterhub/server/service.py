@@ -28,9 +28,9 @@ class Service:
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        # Apart, so that long classifications never keep short look-ups waiting.
+        # Apart, so that long computations never keep short look-ups waiting.
         self._lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
-        self._classifiers = ThreadPoolExecutor(32, thread_name_prefix="classify")
+        self._computing = ThreadPoolExecutor(32, thread_name_prefix="compute")
 
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
@@ -52,9 +52,9 @@ class Service:
         """Run a short blocking call (files, tokenising) off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._lookups, call)
 
-    async def classify(self, call: Callable[[], T]) -> T:
-        """Run a blocking classification off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._classifiers, call)
+    async def compute(self, call: Callable[[], T]) -> T:
+        """Wait for the engine's answers (labels, vectors) off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._computing, call)
 
     def enter(self) -> None:
         """Note that a request runs."""
@@ -78,4 +78,4 @@ class Service:
     def close(self) -> None:
         """Let the thread pools end."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
-        self._classifiers.shutdown(wait=False, cancel_futures=True)
+        self._computing.shutdown(wait=False, cancel_futures=True)

@@ -1,23 +1,37 @@
 """What is minimised and what is measured, for each kind of task.
 
 Losses are sums over rows (or tokens), and `share` says what to divide by, so a batch cut into parts, however uneven,
-has the gradient of the whole.
+has the gradient of the whole. Where a row's loss depends on the other rows (`joint`), `loss` needs the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from adapterhub.data.task import Kind
+from adapterhub.recipe import Kind, Training
 
-from .network import Network
-from .rows import Batch
+from .contrast import contrastive_losses, recall_at_1, unit
+from .line import Reads
+from .preference import margins, preference_losses
+from .rows import FIRST, Batch
+
+
+class View(Protocol):
+    """What an objective may ask of the network about the rows at hand, whichever network it is."""
+
+    def classify(self, batch: Any) -> Tensor:
+        """Return logits [rows, labels]."""
+
+    def answer_logprobs(self, batch: Any) -> Tensor:
+        """Return the log-probability of each token of the completions, as `batch.answer_owners` has them."""
+
+    def embed(self, batch: Any) -> Tensor:
+        """Return a pooled vector a sequence, [sequences, hidden]."""
 
 
 class Objective(Protocol):
@@ -26,38 +40,55 @@ class Objective(Protocol):
     metric: str
     """The name of the value that validation is judged by."""
 
+    joint: bool
+    """Whether the loss of a row depends on the other rows of its batch."""
+
+    reads: Reads
+    """Which states of a sequence it needs."""
+
     def share(self, batch: Batch) -> Tensor:
         """Return the total weight of a batch, a scalar: what the sum of its losses is divided by."""
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
-        """Run the network: logits [rows, labels], or [completion tokens, vocabulary]."""
+    def outputs(self, view: View, batch: Batch) -> Tensor:
+        """Ask the network: logits [rows, labels], log-probabilities [answer tokens] or vectors [sequences, hidden]."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of losses, a scalar in float32."""
 
-    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return counts that add up over batches."""
+    def tally(self, outputs: Tensor, batch: Batch) -> Any:
+        """Return what `value` needs to know of a batch."""
 
-    def value(self, tally: Tensor, loss: float) -> float:
-        """Return the metric from the added counts, or from the mean loss."""
+    def value(self, tallies: Sequence[Any], loss: float) -> float:
+        """Return the metric from the tallies of all batches, or from the mean loss."""
 
 
 class Classification:
-    """Cross-entropy against label probabilities; one label a row."""
+    """Cross-entropy against label probabilities; one label a row.
+
+    `smoothing` of each target is shared out among all labels, as by torch's `cross_entropy` (Szegedy et al. 2016).
+    """
 
     metric = "accuracy"
+    joint = False
+    reads: Reads = "last"
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self._smoothing = smoothing
 
     def share(self, batch: Batch) -> Tensor:
         """Return the sum of the rows' weights."""
         return batch.weights.sum()
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
+    def outputs(self, view: View, batch: Batch) -> Tensor:
         """Return logits [rows, labels]."""
-        return network.classify(batch)
+        return view.classify(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows."""
-        losses = functional.cross_entropy(outputs.float(), batch.targets, reduction="none")
+        wide = _wide(outputs)
+        losses = functional.cross_entropy(
+            wide, batch.targets.to(wide.dtype), reduction="none", label_smoothing=self._smoothing
+        )
         return (losses * batch.weights).sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -65,9 +96,10 @@ class Classification:
         right = (outputs.argmax(-1) == batch.targets.argmax(-1)).sum()
         return torch.stack([right, torch.full_like(right, len(batch.targets))])
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
         """Return accuracy."""
-        return float(tally[0]) / float(tally[1])
+        right, rows = torch.stack([*tallies]).sum(0).tolist()
+        return float(right / rows)
 
 
 class Multilabel(Classification):
@@ -77,7 +109,8 @@ class Multilabel(Classification):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows of the mean over labels."""
-        losses = functional.binary_cross_entropy_with_logits(outputs.float(), batch.targets, reduction="none")
+        wide = _wide(outputs)
+        losses = functional.binary_cross_entropy_with_logits(wide, batch.targets.to(wide.dtype), reduction="none")
         return (losses.mean(-1) * batch.weights).sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -85,9 +118,9 @@ class Multilabel(Classification):
         given, gold = outputs >= 0, batch.targets >= 0.5
         return torch.stack([(given & gold).sum(), (given & ~gold).sum(), (~given & gold).sum()])
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
         """Return micro-F1; 1 where there is nothing to find and nothing was found."""
-        right, false, missed = tally.tolist()
+        right, false, missed = torch.stack([*tallies]).sum(0).tolist()
         return 2 * right / (2 * right + false + missed) if right + false + missed else 1.0
 
 
@@ -95,59 +128,114 @@ class Generation:
     """Cross-entropy of the completion's tokens, its EOS included, averaged over all such tokens of a batch."""
 
     metric = "loss"
+    joint = False
+    reads: Reads = "answers"
 
     def share(self, batch: Batch) -> Tensor:
         """Return the number of completion tokens, each counted with its row's weight."""
         return ((batch.lengths - batch.starts) * batch.weights).sum()
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
-        """Return logits [completion tokens, vocabulary]; the vocabulary is the costly part, so no others are made."""
-        rows, columns = completion_positions(batch)
-        with only_positions(network.head, rows, columns - 1):
-            logits: Tensor = network.generate_logits(batch)
-        return logits[0]
+    def outputs(self, view: View, batch: Batch) -> Tensor:
+        """Return the log-probability of each token of the completions."""
+        return view.answer_logprobs(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over completion tokens."""
-        rows, columns = completion_positions(batch)
-        losses = functional.cross_entropy(outputs.float(), batch.input_ids[rows, columns], reduction="none")
-        return (losses * batch.weights[rows]).sum()
+        return -(outputs * batch.weights[batch.answer_owners]).sum()
 
-    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def tally(self, outputs: Tensor, batch: Batch) -> Any:
         """Return nothing: the loss is the metric."""
-        return torch.zeros(0, dtype=torch.long, device=outputs.device)
 
-    def value(self, tally: Tensor, loss: float) -> float:
+    def value(self, tallies: Sequence[Any], loss: float) -> float:
         """Return the loss a token."""
         return loss
 
 
-def completion_positions(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (row, column) of every completion token, EOS included and padding not, row by row."""
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    rows, found = torch.where((columns >= batch.starts[:, None]) & (columns < batch.lengths[:, None]))
-    return rows, found
+class Preference(Generation):
+    """Direct preference optimisation of pairs of completions; `batch.targets` [sequences, 1] are the base's own ρ."""
+
+    metric = "preference_accuracy"
+
+    def __init__(self, beta: float = 0.1) -> None:
+        self._beta = beta
+
+    def share(self, batch: Batch) -> Tensor:
+        """Return the sum of the rows' weights."""
+        return batch.weights[batch.roles == FIRST].sum()
+
+    def log_probabilities(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the log-probability of each completion with its EOS, [sequences]."""
+        return outputs.new_zeros(len(batch.lengths)).index_add(0, batch.answer_owners, outputs)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum over rows."""
+        losses = preference_losses(*self._pairs(outputs, batch), self._beta)
+        return (losses * batch.weights[batch.roles == FIRST]).sum()
+
+    def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return [rows that moved towards the chosen completion, rows]."""
+        moved = (margins(*self._pairs(outputs, batch)) > 0).sum()
+        return torch.stack([moved, (batch.roles == FIRST).sum()])
+
+    def value(self, tallies: Sequence[Tensor], loss: float) -> float:
+        """Return the share of rows whose margin is positive."""
+        moved, rows = torch.stack([*tallies]).sum(0).tolist()
+        return float(moved / rows)
+
+    def _pairs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return π and ρ, [rows, 2]: the two sequences of a row follow one another."""
+        return self.log_probabilities(outputs, batch).view(-1, 2), batch.targets[:, 0].view(-1, 2)
 
 
-@contextmanager
-def only_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let `head` see only these positions of [rows, columns, hidden]: [1, n, hidden].
+class Embedding:
+    """Contrastive learning: a text's positive is found among all of its batch, and it among all texts."""
 
-    A hook at the door of the head keeps whatever else the model does to its logits (scaling, soft-capping).
-    """
+    metric = "recall_at_1"
+    joint = True
+    reads: Reads = "all"
 
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
+    def __init__(self, temperature: float = 0.05) -> None:
+        self._temperature = temperature
 
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def share(self, batch: Batch) -> Tensor:
+        """Return the sum of the rows' weights."""
+        return batch.weights[batch.roles == FIRST].sum()
+
+    def outputs(self, view: View, batch: Batch) -> Tensor:
+        """Return vectors [sequences, hidden], of any length."""
+        return view.embed(batch)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted sum over rows."""
+        losses = contrastive_losses(outputs, batch.roles, batch.keys, self._temperature)
+        return (losses * batch.weights[batch.roles == FIRST]).sum()
+
+    def tally(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors, roles and keys: the nearest are looked for among all rows."""
+        return unit(outputs.detach()), batch.roles, batch.keys
+
+    def value(self, tallies: Sequence[tuple[Tensor, Tensor, Tensor]], loss: float) -> float:
+        """Return recall@1 over the texts of all rows."""
+        vectors, roles, keys = (torch.cat(parts) for parts in zip(*tallies, strict=True))
+        return recall_at_1(vectors, roles, keys)
 
 
-def objective_for(kind: Kind) -> Objective:
-    """Return the objective of a kind of task."""
+def _wide(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def objective_for(kind: Kind, settings: Training | None = None) -> Objective:
+    """Return the objective of a kind of recipe; `settings` None means the defaults."""
     if kind == "generation":
         return Generation()
-    return Multilabel() if kind == "multilabel" else Classification()
+    if kind == "preference":
+        return Preference(*_given(settings.beta if settings else None))
+    if kind == "embedding":
+        return Embedding(*_given(settings.contrastive_temperature if settings else None))
+    if kind == "multilabel":
+        return Multilabel()
+    return Classification(*_given(settings.label_smoothing if settings else None))
+
+
+def _given(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)

@@ -155,7 +155,7 @@ ANSWER = {"role": "assistant", "content": "hello"}
         ({"prompt": "a"}, "the field 'completion' is missing"),
         ({"completion": "a"}, "the field 'prompt' is missing"),
         ({"prompt": "a", "completion": {"x": 1}}, "write a JSON answer as a string"),
-        ({"prompt": "a", "completion": "b", "probs": {"b": 1}}, "a completion has none"),
+        ({"prompt": "a", "completion": "b", "probs": {"b": 1}}, "generation has none"),
         ({"prompt": "a", "messages": [USER, ANSWER]}, "both prompt and messages"),
         ({"messages": []}, "messages is []"),
         ({"messages": "hi"}, 'messages is "hi"'),
@@ -186,6 +186,62 @@ def test_generation_rows(tmp_path: Path) -> None:
     assert plain.fields["asked"] == ["time"]
     assert chat.completion == split.completion == "hello"
     assert chat.prompt_messages == split.prompt_messages == (USER,)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a", "chosen": "b"}, 'the field \'rejected\' is missing; expected {"prompt": "…", "chosen"'),
+        ({"prompt": "a", "completion": "b"}, "the field 'chosen' is missing"),
+        ({"chosen": "a", "rejected": "b"}, "the field 'prompt' is missing"),
+        ({"prompt": "a", "chosen": {"x": 1}, "rejected": "b"}, "write a JSON answer as a string"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "probs": {"b": 1}}, "preference has none"),
+        ({"prompt": "a", "messages": [USER], "chosen": "b", "rejected": "c"}, "both prompt and messages"),
+        ({"messages": [USER, ANSWER], "chosen": "b", "rejected": "c"}, "the messages end with the assistant's turn"),
+        ({"messages": [], "chosen": "b", "rejected": "c"}, "messages is []"),
+    ],
+)
+def test_a_bad_preference_row_is_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    file = write(tmp_path, json.dumps(row))
+    message = refused(file, "preference")
+    assert message.startswith(f"{file}:1: ")
+    assert said in message
+
+
+def test_preference_rows(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "chosen": "", "rejected": "x", "weight": 2},
+        {"messages": [USER], "chosen": "hello", "rejected": "go away"},
+    ]
+    plain, chat = read(write(tmp_path, "\n".join(map(json.dumps, rows))), "preference")
+    assert (plain.completions, plain.weight, plain.text) == (("", "x"), 2.0, "a")
+    assert chat.completions == ("hello", "go away")
+    assert chat.prompt_messages == (USER,)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "a"}, "the field 'positive' is missing"),
+        ({"positive": "a"}, "the field 'text' is missing"),
+        ({"text": "a", "positive": 3}, "positive is 3; expected text"),
+        ({"text": "a", "positive": "b", "negative": ["c"]}, 'negative is ["c"]; expected text'),
+        ({"text": "a", "positive": "b", "negative": "b"}, "negative is the row's own positive"),
+        ({"text": "a", "positive": "b", "negative": "a"}, "negative is the row's own text"),
+    ],
+)
+def test_a_bad_embedding_row_is_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    assert said in refused(write(tmp_path, json.dumps(row)), "embedding")
+
+
+def test_embedding_rows(tmp_path: Path) -> None:
+    file = write(tmp_path, "text,positive,negative\na,b,c\nd,e,\n", "rows.csv")
+    both, one = read(file, "embedding")
+    assert (both.text, both.positive, both.negative) == ("a", "b", "c")
+    assert (one.positive, one.negative) == ("e", None)
+    (bare,) = read_examples(write(tmp_path, '{"text": "a"}'), "embedding", labelled=False)
+    assert bare.positive is None
 
 
 class TestCsv:

@@ -62,6 +62,18 @@ def order_of(targets: tuple[str, ...], name: str) -> list[str]:
     return sorted(targets, reverse=name == "two")
 
 
+def test_an_adapter_of_the_backbone_alone_names_its_modules_alike(base: Path, tmp_path: Path) -> None:
+    bare = read_adapter(make_adapter(base, tmp_path / "bare", "llama", vectors=True))
+    causal = read_adapter(make_adapter(base, tmp_path / "causal", "llama"))
+    assert bare.modules.keys() == causal.modules.keys()
+    assert not bare.head
+    folder = tmp_path / "bare"
+    tensors = read_tensors(folder)
+    save_file({**tensors, f"{PREFIX}score.weight": torch.ones(2, 32)}, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CorruptAdapter, match="FEATURE_EXTRACTION adapter cannot carry a head"):
+        read_adapter(folder)
+
+
 def test_delta_is_what_peft_merges(base: Path, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "a", "llama", rank=4, rslora=True)
     merged = load_peft(base, folder, None).merge_and_unload()

@@ -20,7 +20,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def make_stranger(base: Path, out: Path, *, labels: int | None = None, seed: int = 0, **lora: Any) -> Path:
     """Write an adapter folder with random LoRA matrices (B too) and head, as PEFT saves it."""
-    model = load_plain(base, labels)
+    vectors = lora.get("task_type") == "FEATURE_EXTRACTION"
+    model = load_plain(base, labels, vectors=vectors)
     torch.manual_seed(seed)
     task_type = "CAUSAL_LM" if labels is None else "SEQ_CLS"
     settings = {"task_type": task_type, "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **lora}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import open_base
+from adapterhub.data.task import Calibration
 from adapterhub.errors import (
     AdapterError,
     BaseError,
@@ -31,6 +32,8 @@ from adapterhub.pipeline.share import pull
 from adapterhub.registry.bundle import digest_folder
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
+from adapterhub.runtime.hub import AdapterHub
+from tests.adapters import load_peft, load_plain
 from tests.pipeline.strangers import (
     CONFIG,
     WEIGHTS,
@@ -40,7 +43,7 @@ from tests.pipeline.strangers import (
     peft_logits,
     plain_logits,
 )
-from tests.tiny import make_tiny_base
+from tests.tiny import byte_tokenizer, make_tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,45 @@ def test_plain_peft_gives_the_same_logits_before_and_after(
     assert registry.verify() == []
 
 
+EMBEDDED = {
+    "names": ("llama", {}),
+    "all-linear": ("llama", {"target_modules": "all-linear"}),
+    "regex": ("llama", {"target_modules": r"layers\.(0|2)\.self_attn\.(q|o)_proj"}),
+    "layers": ("llama", {"layers_to_transform": [1], "layers_pattern": "layers"}),
+    "ranks": ("llama", {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
+    "gpt2": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "bert": ("bert", {"target_modules": ["query", "attention.output.dense"], "layers_to_transform": [0, 2]}),
+    "bert dense": ("bert", {"target_modules": ["dense"]}),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_plain_peft_gives_the_same_states_before_and_after(
+    name: str, bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    family, lora = EMBEDDED[name]
+    base = bases(family)
+    folder = make_stranger(base, tmp_path / "theirs", task_type="FEATURE_EXTRACTION", **lora)
+    published = take(folder, registry, base)
+    ids = torch.arange(3, 23)[None, :]
+    models = [load_peft(base, each, None, vectors=True) for each in (folder, published.path)]
+    with torch.no_grad():
+        before, after = (model(input_ids=ids).last_hidden_state for model in models)
+        assert torch.equal(before, after)
+        assert not torch.allclose(after, load_plain(base, None, vectors=True)(input_ids=ids).last_hidden_state)
+    spec = published.spec()
+    assert (spec.kind, spec.pooling, spec.labels, spec.prompt.style) == ("embedding", "mean", (), "plain")
+    with AdapterHub(open_base(str(base)), registry) as hub:
+        (found,) = hub.embed("tone", ["where is it"])
+    text = torch.tensor([byte_tokenizer()("where is it")["input_ids"]])
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(models[0](input_ids=text).last_hidden_state[0].mean(0), dim=0)
+    torch.testing.assert_close(found.vector, expected, rtol=1e-4, atol=1e-5)
+    # And on to another registry, as it is.
+    again = adopt(published.path, Registry(tmp_path / "elsewhere"), Request("tone"))
+    assert again.digest == published.digest
+
+
 def test_the_engine_reads_the_scaling_that_peft_means(
     bases: Callable[[str], Path], registry: Registry, tmp_path: Path
 ) -> None:
@@ -175,7 +217,7 @@ def test_a_generation_adapter_gets_the_chat_template_of_its_base(
     assert spec.prompt.style == "chat"
     assert spec.prompt.chat_template is not None
     assert spec.max_length == 512
-    with pytest.raises(UsageError, match="generates text"):
+    with pytest.raises(UsageError, match="no labels"):
         take(folder, registry, bases("llama"), labels=["a"])
 
 
@@ -281,7 +323,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "lora bias": ({"lora_bias": True}, "lora_bias"),
     "ia3": ({"peft_type": "IA3", "r": None}, "IA3"),
     "no peft type": ({"peft_type": None}, "peft_type"),
-    "feature extraction": ({"task_type": "FEATURE_EXTRACTION"}, "FEATURE_EXTRACTION"),
+    "feature extraction": ({"task_type": "FEATURE_EXTRACTION"}, "made for another architecture"),
     "no task type": ({"task_type": None}, "SEQ_CLS"),
     "pissa": ({"init_lora_weights": "pissa"}, "pissa"),
     "parameters": ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
@@ -481,8 +523,31 @@ FORGED: dict[str, tuple[str, int | None, dict[str, Any], str]] = {
     "two-layer pooling": ("bert", 2, {"pooling": "cls"}, r"needs the tensor 'classifier\.dense\.weight'"),
     "no head": ("llama", None, {"kind": "classification", "pooling": "last", "labels": ["a", "b"]}, "head has nothing"),
     "a head that writes": ("llama", 2, {"kind": "generation", "pooling": None, "labels": []}, "this one has"),
+    "a cold temperature": (
+        *("llama", 2, {"format": 2, "calibration": {"temperature": 0, "reject_below": None}}),
+        r"calibration\.temperature 0;",
+    ),
+    "no threshold": (
+        *("llama", 2, {"format": 2, "calibration": {"temperature": 1.5, "reject_below": 7}}),
+        r"calibration\.reject_below 7;",
+    ),
+    "sure of what it writes": (
+        *("llama", None, {"format": 2, "calibration": {"temperature": 1.5, "reject_below": None}}),
+        "no probabilities to calibrate",
+    ),
     "no length": ("llama", 2, {"max_length": 0}, "max_length 0"),
 }
+
+
+def test_a_calibrated_version_is_taken_as_it_is(
+    bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    first = take(make_stranger(bases("llama"), tmp_path / "theirs", labels=2), registry, bases("llama"))
+    sent = forge(first, tmp_path / "sent", format=2, calibration={"temperature": 1.5, "reject_below": 0.6})
+    taken = adopt(sent, Registry(tmp_path / "there"), Request("copy"))
+    assert taken.digest == digest_folder(sent) != first.digest
+    assert (taken.path / "task.json").read_bytes() == (sent / "task.json").read_bytes()
+    assert taken.spec().calibration == Calibration(1.5, 0.6)
 
 
 @pytest.mark.parametrize("name", FORGED)

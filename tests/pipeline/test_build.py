@@ -55,7 +55,7 @@ def test_a_recipe_becomes_a_version_that_answers(tmp_path: Path, scratch: Path) 
     assert version.digest == result.published.digest
     assert result.published.created
     assert result.measured_on == "test"
-    assert set(result.metrics) == {"accuracy", "macro_f1"}
+    assert set(result.metrics) == {"accuracy", "macro_f1", "ece"}
     assert result.metrics["accuracy"].value > 0.9
     with AdapterHub(open_base(str(tmp_path / "base")), registry) as hub:
         answers = hub.predict("toy", [row.text for row in toy_rows(30, seed=2)])

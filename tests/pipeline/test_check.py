@@ -103,6 +103,43 @@ def test_empty_repeated_and_shared_texts_are_warnings(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_out_of_scope_are_counted_and_looked_over(tmp_path: Path) -> None:
+    def write(name: str, *rows: dict[str, Any]) -> None:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    keys = ("data.out_of_scope.validation=v.jsonl", "data.out_of_scope.test=o.jsonl")
+    write("v", {"text": "what is love", "label": "oos"}, {"text": "42"})
+    write("o", {"text": "who are you"}, {"text": "hello 1", "label": "greet"}, {"text": "42"})
+    report = check(tmp_path, TRAIN, TEST, *keys)
+    assert report.ok
+    assert {name: split.rows for name, split in report.splits.items()} == {
+        "train": 16,
+        "test": 2,
+        "out_of_scope.validation": 2,
+        "out_of_scope.test": 3,
+    }
+    assert report.splits["out_of_scope.test"].labels == {}
+    assert report.warnings == [
+        f"out_of_scope.test and train share 1 text, the first at {tmp_path}/o.jsonl:2 ('hello 1'); "
+        "rows out of scope have no label",
+        f"out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
+        "out_of_scope.test metrics will flatter",
+    ]
+    write("v", {"label": "oos"})
+    (tmp_path / "o.jsonl").unlink()
+    assert [
+        problem.removeprefix(f"{tmp_path}/").split(";")[0] for problem in check(tmp_path, TRAIN, TEST, *keys).problems
+    ] == [
+        "v.jsonl:1: the field 'text' is missing",
+        "o.jsonl: there is no such file",
+    ]
+    make_tiny_base(tmp_path / "tiny")
+    write("v", {"text": "a"})
+    write("o", {"text": "b" * 99})
+    (problem,) = check(tmp_path, TRAIN, TEST, *keys, "max_length=20", base="./tiny").problems
+    assert "o.jsonl:1: the row has 99 tokens, more than max_length 20" in problem
+
+
 def test_generation_compares_what_the_base_reads(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     other = [{"role": "system", "content": "s"}, *turns]
@@ -116,6 +153,56 @@ def test_generation_compares_what_the_base_reads(tmp_path: Path) -> None:
     report = check(tmp_path, rows, test, "prompt.template='{prompt} {asked}'", kind="generation")
     assert [warning.split(",")[0] for warning in report.warnings] == ["test and train share 1 text"]
     assert check(tmp_path, rows[:2], [], kind="generation").warnings[0].startswith("train.jsonl: 1 row with the text")
+
+
+PAIRS = [
+    {"text": "where is it", "positive": "Track a parcel", "negative": "Track a refund"},
+    {"text": "when does it come", "positive": "Track a parcel"},
+    {"text": "money back", "positive": "Track a refund"},
+    {"text": "give it back", "positive": "Track a refund"},
+]
+PREFERRED = [{"prompt": f"p{n // 2}", "chosen": f"yes {n}", "rejected": "no"} for n in range(8)]
+
+
+def test_pairs_are_counted_by_their_texts(tmp_path: Path) -> None:
+    make_tiny_base(tmp_path / "tiny")
+    report = check(tmp_path, PAIRS, [{"text": "a", "positive": "b"}], kind="embedding", base="./tiny")
+    assert (report.problems, report.warnings) == ([], [])
+    assert report.splits["train"].texts == {"texts": 4, "positives": 2, "negatives": 1}
+    assert report.splits["train"].labels == {}
+    assert report.to_record()["splits"]["test"]["texts"] == {"texts": 1, "positives": 1}
+    assert report.estimate is not None
+    report = check(
+        tmp_path, PREFERRED, [{"prompt": "q", "chosen": "a", "rejected": "b"}], kind="preference", base="./tiny"
+    )
+    assert (report.problems, report.warnings) == ([], [])
+    assert report.splits["train"].texts == {"prompts": 4}
+    assert report.estimate is not None
+
+
+def test_equal_and_contradicting_pairs_are_warnings(tmp_path: Path) -> None:
+    rows = [*PAIRS, PAIRS[1], {"text": "where is it", "positive": "Track a refund"}]
+    report = check(tmp_path, rows, [PAIRS[0]], kind="embedding")
+    assert report.warnings == [
+        f"train.jsonl: 1 row(s) equal to an earlier one, the first at {tmp_path}/train.jsonl:5",
+        "train.jsonl: 1 negative(s) that are a positive of the same text in another row, the first at "
+        f"{tmp_path}/train.jsonl:6 and {tmp_path}/train.jsonl:1",
+        f"test and train share 1 text, the first at {tmp_path}/test.jsonl:1 ('where is it'); test metrics will flatter",
+    ]
+    rows = [*PREFERRED, PREFERRED[2], {"prompt": "p0", "chosen": "no", "rejected": "yes 1"}]
+    report = check(tmp_path, rows, [{"prompt": "q", "chosen": "a", "rejected": "b"}], kind="preference")
+    assert report.warnings == [
+        f"train.jsonl: 1 row(s) equal to an earlier one, the first at {tmp_path}/train.jsonl:9",
+        "train.jsonl: 1 preference(s) that another row reverses, the first at "
+        f"{tmp_path}/train.jsonl:2 and {tmp_path}/train.jsonl:10",
+    ]
+
+
+def test_pairs_and_weights_that_training_would_refuse(tmp_path: Path) -> None:
+    report = check(tmp_path, [{"text": f"t{n}", "positive": "x"} for n in range(4)], PAIRS[:1], kind="embedding")
+    assert "all training rows have the same positive, 'x'" in report.problems[0]
+    report = check(tmp_path, TRAIN, TEST, "training.class_weights={greet: 2, cow: 1}")
+    assert "training.class_weights names 'cow', which is no label; the labels are greet, part" in report.problems[0]
 
 
 def test_a_template_that_asks_for_a_missing_field_is_a_problem(tmp_path: Path) -> None:

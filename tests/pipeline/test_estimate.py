@@ -99,6 +99,18 @@ def test_lengths_are_counted_as_training_counts_them() -> None:
         measure_lengths(byte_tokenizer(), spec, rows)
 
 
+def test_every_sequence_of_a_pair_is_counted() -> None:
+    preference = Example("1", {"prompt": "abc", "chosen": "xy", "rejected": "z"}, where="p.jsonl:1")
+    found = measure_lengths(byte_tokenizer(), TaskSpec("generation", "sha256:0", 64), [preference])
+    # Prompt twice, both completions, an EOS after each.
+    assert (found.mean, found.completion, found.longest) == (3 + 3 + 3 + 2, 5.0, 6)
+    pair = Example("1", {"text": "ab", "positive": "cdef", "negative": "ghijk"}, where="e.jsonl:1")
+    found = measure_lengths(byte_tokenizer(), TaskSpec("embedding", "sha256:0", 64), [pair])
+    assert (found.mean, found.completion, found.longest, found.longest_where) == (11.0, 0.0, 5, "e.jsonl:1")
+    with pytest.raises(DataError, match=r"e\.jsonl:1: the row has 5 tokens, more than max_length 4"):
+        measure_lengths(byte_tokenizer(), TaskSpec("embedding", "sha256:0", 4), [pair])
+
+
 def test_means_come_from_a_sample_and_the_longest_from_all() -> None:
     spec = TaskSpec("classification", "sha256:0", 600)
     rows = [Example(str(n), {"text": "ab"}, where=f"t:{n}") for n in range(5000)]

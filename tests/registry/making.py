@@ -13,8 +13,8 @@ OTHER_FINGERPRINT = "sha256:" + "c" * 64
 
 
 def make_spec(kind: str = "classification", fingerprint: str = FINGERPRINT, **changes: object) -> TaskSpec:
-    labels = () if kind == "generation" else ("billing", "shipping", "other")
-    pooling = None if kind == "generation" else "last"
+    labels = ("billing", "shipping", "other") if kind in ("classification", "multilabel") else ()
+    pooling = {"generation": None, "embedding": "mean"}.get(kind, "last")
     given = {"labels": labels, "prompt": PromptSpec(), "pooling": pooling, **changes}
     return TaskSpec(kind=kind, base_fingerprint=fingerprint, max_length=128, **given)
 

@@ -24,6 +24,7 @@ def registry(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Registry:
     publish(found, base, "tone", scratch, kind="classification")
     publish(found, base, "topics", scratch, kind="multilabel", seed=3)
     publish(found, base, "writer", scratch, seed=1)
+    publish(found, base, "search", scratch, kind="embedding", seed=4)
     return found
 
 

@@ -14,7 +14,15 @@ from adapterhub import AdapterHub
 from adapterhub.base.features import features, pool
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.errors import Cancelled, InvalidRequest, PromptTooLong, RefNotFound, UnsupportedRequest, UsageError
+from adapterhub.errors import (
+    Cancelled,
+    CorruptAdapter,
+    InvalidRequest,
+    PromptTooLong,
+    RefNotFound,
+    UnsupportedRequest,
+    UsageError,
+)
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.target import GenerationRequest
 from tests.adapters import load_peft, load_plain, make_adapter
@@ -100,6 +108,65 @@ def test_an_encoders_task_embeds_with_its_adapter(encoder: Base, tmp_path: Path)
         target = hub.folder(folder)
         for text, found in zip(TEXTS, hub.embeddings(target, TEXTS), strict=True):
             close(found.vector, hidden(network, ids_of(f"<{text}>")).mean(0))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_embedding_task_pools_by_its_own_rule_and_its_vectors_have_length_1(
+    tmp_path: Path, base: Base, encoder: Base, family: str, pooling: str
+) -> None:
+    own = base if family == "llama" else encoder
+    folder = make_adapter(own.path, tmp_path / "a", family, vectors=True)
+    prompt = PromptSpec(template="<{text}>")
+    spec = TaskSpec("embedding", own.fingerprint, 64, (), prompt, pooling)  # type: ignore[arg-type]
+    (folder / "task.json").write_text(spec.to_json())
+    network = load_peft(own.path, folder, None, vectors=True)
+    with AdapterHub(own, tmp_path / "none") as hub:
+        target = hub.folder(folder)
+        vectors = [each.vector for each in hub.embeddings(target, TEXTS)]
+        predicted = hub.predict_folder(folder, TEXTS)
+        other = [each.vector for each in hub.embeddings(target, TEXTS, "last" if pooling == "mean" else "mean")]
+    for text, vector, prediction, differing in zip(TEXTS, vectors, predicted, other, strict=True):
+        states = hidden(network, ids_of(f"<{text}>"))
+        close(vector, torch.nn.functional.normalize(pool(states, pooling), dim=0))
+        assert prediction.to_record() == {"vector": pytest.approx(vector.tolist(), abs=1e-6)}
+        assert prediction.prompt_tokens == len(ids_of(f"<{text}>"))
+        assert float(vector.norm()) == pytest.approx(1.0, abs=1e-5)
+        assert float(differing.norm()) == pytest.approx(1.0, abs=1e-5)
+        assert not torch.allclose(vector, differing, atol=1e-3)
+
+
+def test_an_embedding_task_does_nothing_else(hub: AdapterHub) -> None:
+    target = hub.target("search")
+    with pytest.raises(UnsupportedRequest, match="'search' is an embedding task; it scores no text"):
+        hub.score("search", "hello", [" you"])
+    with pytest.raises(UnsupportedRequest, match="'search' is an embedding task; ask it to embed"):
+        hub.generate(target, GenerationRequest(text="hello"))
+    with pytest.raises(UnsupportedRequest, match="'search' makes vectors"):
+        hub.classify(target, ["hello"])
+    with pytest.raises(PromptTooLong):
+        hub.embed("search", ["x" * 300])
+
+
+@pytest.mark.parametrize(("pooling", "labels"), [(None, ()), ("pooler", ()), ("mean", ("a",))])
+def test_an_embedding_task_with_wrong_rules_is_refused(
+    base: Base, tmp_path: Path, pooling: str | None, labels: tuple[str, ...]
+) -> None:
+    folder = make_adapter(base.path, tmp_path / "a", "llama", vectors=True)
+    spec = TaskSpec("embedding", base.fingerprint, 64, labels, PromptSpec(), pooling)  # type: ignore[arg-type]
+    (folder / "task.json").write_text(spec.to_json())
+    with AdapterHub(base, tmp_path / "none") as hub, pytest.raises(CorruptAdapter, match="makes vectors"):
+        hub.predict_folder(folder, ["a"])
+
+
+def test_a_completion_can_be_scored_with_its_end(hub: AdapterHub, base: Base, registry: Registry) -> None:
+    model = load_peft(base.path, registry.resolve("writer").path, None)
+    end = byte_tokenizer().eos_token_id
+    texts = ("abc", "")
+    (found,) = hub.scores(hub.target("writer"), [("is it", texts)], ended=True)
+    for score, text in zip(found, texts, strict=True):
+        assert score.token_ids == (*ids_of(text), end)
+        assert score.token_logprobs == pytest.approx(logprobs(model, chat_ids("is it"), [*ids_of(text), end]), abs=1e-4)
 
 
 def test_a_vector_is_a_tensor_like_any_other(hub: AdapterHub, base: Base) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.base.source import Base, open_base
-from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.data.task import Calibration, PromptSpec, TaskSpec
 from adapterhub.registry.card import Card
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
@@ -20,12 +20,24 @@ def make_base(folder: Path, seed: int = 0) -> Base:
 
 
 def publish(
-    registry: Registry, base: Base, task: str, scratch: Path, *, kind: str = "generation", seed: int = 0
+    registry: Registry,
+    base: Base,
+    task: str,
+    scratch: Path,
+    *,
+    kind: str = "generation",
+    seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> Published:
-    """Publish a random adapter; another seed is another version."""
-    labelled = kind != "generation"
+    """Publish a random adapter; another seed is another version, and so is another calibration."""
+    labelled = kind in ("classification", "multilabel")
     folder = make_adapter(
-        base.path, scratch / f"{task}-{seed}", "llama", labels=len(LABELS) if labelled else None, seed=seed
+        base.path,
+        scratch / f"{task}-{seed}",
+        "llama",
+        labels=len(LABELS) if labelled else None,
+        seed=seed,
+        vectors=kind == "embedding",
     )
     chat = PromptSpec("chat", system="Be brief.", template="Q: {prompt}", chat_template=CHAT_TEMPLATE)
     spec = TaskSpec(
@@ -33,8 +45,9 @@ def publish(
         base.fingerprint,
         256,
         LABELS if labelled else (),
-        PromptSpec() if labelled else chat,
-        "last" if labelled else None,
+        chat if kind == "generation" else PromptSpec(),
+        "mean" if kind == "embedding" else "last" if labelled else None,
+        calibration=calibration,
     )
     (folder / "task.json").write_text(spec.to_json())
     card = Card(

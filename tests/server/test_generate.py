@@ -294,4 +294,4 @@ def test_blocking_calls_never_run_on_the_event_loop(server: Running) -> None:
     server.post("/v1/completions", {"model": "orders", "prompt": "Hi"})
     server.post("/v1/classify", {"model": "tone", "input": "Hi"})
     assert server.hub.threads
-    assert all(name.startswith(("lookup", "classify")) for name in server.hub.threads)
+    assert all(name.startswith(("lookup", "compute")) for name in server.hub.threads)

@@ -8,8 +8,8 @@ from typing import Any
 
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example, content_id
-from adapterhub.data.task import PromptSpec, TaskSpec
-from adapterhub.recipe import Recipe
+from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
+from adapterhub.recipe import LABELLED, Recipe
 from adapterhub.training.job import Evaluation, StepReport, TrainingJob
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base
 
@@ -48,10 +48,10 @@ def make_recipe(kind: str = "classification", **changes: Any) -> Recipe:
 def make_job(base: Base, train: list[Example], validation: list[Example] | None = None, **changes: Any) -> TrainingJob:
     """Return a job; `kind`, `labels` and `max_length` go to the spec, the rest to the recipe."""
     kind = changes.pop("kind", "classification")
-    labels = changes.pop("labels", () if kind == "generation" else COLOURS)
+    labels = changes.pop("labels", COLOURS if kind in LABELLED else ())
     style = changes.pop("style", "plain")
     prompt = PromptSpec("chat", chat_template=CHAT_TEMPLATE) if style == "chat" else PromptSpec()
-    spec = TaskSpec(kind, base.fingerprint, changes.pop("max_length", 128), labels, prompt)
+    spec = TaskSpec(task_kind(kind), base.fingerprint, changes.pop("max_length", 128), labels, prompt)
     return TrainingJob(make_recipe(kind, **changes), base, spec, train, validation or [])
 
 

@@ -19,7 +19,7 @@ from adapterhub.training.network import Network, build_network
 from adapterhub.training.objectives import completion_positions, objective_for
 from adapterhub.training.rows import Row, collate
 from tests.tiny import FAMILIES
-from tests.training.jobs import make_job, tiny_base, toy_rows
+from tests.training.jobs import make_job, make_recipe, tiny_base, toy_rows
 
 CPU = torch.device("cpu")
 DECODERS = tuple(family for family in FAMILIES if family != "bert")
@@ -226,6 +226,23 @@ def test_layers_and_variant_reach_the_network(tmp_path: Path) -> None:
     assert network.config.rslora
     module = network.inner.model.layers[2].self_attn.q_proj
     assert module.scaling["default"] == pytest.approx(8.0 / math.sqrt(4))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_label_smoothing_is_that_of_torch_for_hard_and_soft_targets(smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, requires_grad=True), torch.tensor([2, 0, 3])
+    objective = objective_for("classification", make_recipe(training={"label_smoothing": smoothing}).training)
+    hard = [Row((11,), 1, tuple(float(at == label) for at in range(4)), 1.0, "") for label in labels.tolist()]
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(objective.loss(logits, collate(hard, 0, CPU)), expected)
+    soft = [(0.5, 0.25, 0.25, 0.0), (0.1, 0.2, 0.3, 0.4), (0.0, 0.0, 0.0, 1.0)]
+    rows = [Row((11,), 1, target, weight, "") for target, weight in zip(soft, (1.0, 2.0, 0.5), strict=True)]
+    slow = torch.tensor(0.0)
+    for row, each in zip(rows, logits.log_softmax(-1), strict=True):
+        smooth = torch.tensor([(1 - smoothing) * part + smoothing / 4 for part in row.target])
+        slow = slow - row.weight * (smooth * each).sum()
+    torch.testing.assert_close(objective.loss(logits, collate(rows, 0, CPU)), slow)
 
 
 def test_a_label_is_given_from_one_half_on() -> None:

@@ -7,7 +7,8 @@ import torch
 
 from adapterhub.data.task import PromptSpec, TaskSpec
 from adapterhub.errors import DataError
-from adapterhub.training.rows import Row, collate, encode_rows
+from adapterhub.recipe import LABELLED
+from adapterhub.training.rows import FIRST, NEGATIVE, SECOND, Row, collate, encode_rows, weigh_classes
 from tests.tiny import byte_tokenizer
 from tests.training.jobs import COLOURS, example
 
@@ -17,7 +18,7 @@ PAD, END = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id
 
 
 def spec(kind: Any = "classification", max_length: int = 64, **prompt: Any) -> TaskSpec:
-    labels = () if kind == "generation" else COLOURS
+    labels = COLOURS if kind in LABELLED else ()
     return TaskSpec(kind, "sha256:0", max_length, labels, PromptSpec(**prompt))
 
 
@@ -56,6 +57,55 @@ def test_a_completion_follows_the_input_and_ends_with_eos() -> None:
     assert empty.ids[empty.start :] == (END,)
 
 
+def test_a_preference_is_two_completions_of_one_prompt() -> None:
+    preference = example(prompt="ab", chosen="xyz", rejected="q", weight=2.0)
+    (row,) = encode_rows([preference], spec("generation"), TOKENIZER, CONTEXT)
+    (other,) = row.others
+    assert [TOKENIZER.decode(each.ids) for each in row.sequences] == ["abxyz<|end|>", "abq<|end|>"]
+    assert row.start == other.start == 2
+    assert row.ids[: row.start] == other.ids[: other.start]
+    assert (row.weight, other.weight, row.target, other.target) == (2.0, 2.0, (), ())
+    assert row.length == 2 * 6
+    batch = collate([row], PAD, torch.device("cpu"))
+    assert batch.roles.tolist() == [FIRST, SECOND]
+    assert batch.targets.shape == (2, 0)
+
+
+def test_an_embedding_is_a_text_its_positive_and_perhaps_a_negative() -> None:
+    examples = [example(text="ab", positive="xyz", negative="q", n="1"), example(text="cd", positive="uv", n="2")]
+    with_negative, without = encode_rows(examples, spec("embedding", template="{n}:{text}"), TOKENIZER, CONTEXT)
+    assert [TOKENIZER.decode(each.ids) for each in with_negative.sequences] == ["1:ab", "1:xyz", "1:q"]
+    assert [TOKENIZER.decode(each.ids) for each in without.sequences] == ["2:cd", "2:uv"]
+    batch = collate([with_negative, without], PAD, torch.device("cpu"))
+    assert batch.roles.tolist() == [FIRST, SECOND, NEGATIVE, FIRST, SECOND]
+    assert batch.lengths.tolist() == [4, 5, 3, 4, 4]
+
+
+def test_equal_texts_have_equal_keys_in_every_batch() -> None:
+    examples = [example(text="ab", positive="xyz"), example(text="xyz", positive="ab"), example(text="a", positive="b")]
+    rows = encode_rows(examples, spec("embedding"), TOKENIZER, CONTEXT)
+    first, second = (collate(some, PAD, torch.device("cpu")).keys.tolist() for some in (rows[:1], rows[1:]))
+    assert (first[0], first[1]) == (second[1], second[0])
+    assert len({*first, *second}) == 4
+
+
+def test_every_sequence_of_a_row_has_to_fit() -> None:
+    rows = [example("f.jsonl:1", text="a", positive="bcdefghi")]
+    with pytest.raises(DataError, match=r"1 of 1 rows .*f\.jsonl:1 \(8 tokens\); set max_length to 8 "):
+        encode_rows(rows, spec("embedding", max_length=4), TOKENIZER, CONTEXT)
+    rows = [example("f.jsonl:1", prompt="a", chosen="b", rejected="bcdefghi")]
+    with pytest.raises(DataError, match="set max_length to 10 "):
+        encode_rows(rows, spec("generation", max_length=4), TOKENIZER, CONTEXT)
+
+
+def test_class_weights_multiply_the_weights_of_rows() -> None:
+    labels = ["red", "red", "red", "blue"]
+    rows = encode_rows([example(text="a", label=each, weight=2.0) for each in labels], spec(), TOKENIZER, CONTEXT)
+    assert weigh_classes(rows, None, COLOURS) == rows
+    assert [row.weight for row in weigh_classes(rows, "balanced", COLOURS)] == pytest.approx([4 / 3, 4 / 3, 4 / 3, 4.0])
+    assert [row.weight for row in weigh_classes(rows, {"red": 0.5}, COLOURS)] == [1.0, 1.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "said"),
     [
@@ -67,6 +117,7 @@ def test_a_completion_follows_the_input_and_ends_with_eos() -> None:
         (example("f.jsonl:7", text="a"), "classification", r"f\.jsonl:7: no label"),
         (example("f.jsonl:7", text="a"), "multilabel", r"f\.jsonl:7: no labels"),
         (example("f.jsonl:7", prompt="a"), "generation", r"f\.jsonl:7: no completion"),
+        (example("f.jsonl:7", text="a"), "embedding", r"f\.jsonl:7: no positive"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused_with_its_place(row: Any, kind: str, said: str) -> None:
