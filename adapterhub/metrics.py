@@ -1,10 +1,11 @@
-"""How good answers are: accuracy, F1, exact match, recall and reciprocal rank, each with a 95% interval.
+"""How good answers are: accuracy, F1, exact match, ranks, calibration and telling in from out, each with an interval.
 
-Accuracy, exact match and recall are proportions and get the score interval of Wilson, "Probable inference, the law of
-succession, and statistical inference", JASA 22 (1927). F1 is no mean over rows, and a mean of reciprocal ranks no
-proportion, so they get the percentile bootstrap of Efron, "Bootstrap methods: another look at the jackknife", Annals of
-Statistics 7 (1979): rows drawn with replacement 1,000 times from a fixed seed, so that equal inputs give equal
-intervals.
+Intervals are of 95%. Accuracy, recall and exact match are proportions and get the score interval of Wilson, "Probable
+inference, the law of succession, and statistical inference", JASA 22 (1927). F1, calibration error, AUROC and a mean of
+reciprocal ranks are no proportions, so they get the percentile bootstrap of Efron, "Bootstrap methods: another look at
+the jackknife", Annals of Statistics 7 (1979): rows drawn with replacement 1,000 times from a fixed seed, so that equal
+inputs give equal intervals. The calibration error of a resample is on average larger than that of the rows it was drawn
+from: its interval lies high.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classification", "multilabel", "generation"]
 RESAMPLES = 1000
+BINS = 15
 _SEED = 20_260_101
 _Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 _CHUNK_CELLS = 4_000_000  # bounds the memory of one block of resamples
@@ -45,8 +47,9 @@ def evaluate(
 ) -> dict[str, Metric]:
     """Return the metrics of a kind of task.
 
-    `gold` and `predicted` hold labels for classification (accuracy, macro_f1), collections of labels for multilabel
-    (micro_f1, macro_f1), completions for generation (exact_match, and field_f1 where every gold one is a JSON object).
+    `gold` and `predicted` hold labels for classification (accuracy, macro_f1; a prediction may be None, no label),
+    collections of labels for multilabel (micro_f1, macro_f1), completions for generation (exact_match, and field_f1
+    where every gold one is a JSON object).
     """
     if kind == "classification":
         return {"accuracy": accuracy(gold, predicted), "macro_f1": macro_f1(gold, predicted, labels)}
@@ -56,6 +59,21 @@ def evaluate(
     if all(isinstance(_parsed(text), dict) for text in gold):
         metrics["field_f1"] = field_f1(gold, predicted)
     return metrics
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two values of the same things; equal values share the mean of their ranks.
+
+    It is 0 where one side is all alike. Raises ValueError where the numbers of values differ.
+    """
+    a, b = (_mean_ranks(values) for values in (one, other))
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values cannot be ranked beside {len(b)}")
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return 0.0
+    import numpy as np
+
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def share(successes: int, rows: int) -> Metric:
@@ -70,7 +88,7 @@ def share(successes: int, rows: int) -> Metric:
 
 
 def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> Metric:
-    """Return the share of rows whose prediction equals the gold label."""
+    """Return the share of rows whose prediction equals the gold label; None, no label given, equals none."""
     _check_rows(gold, predicted)
     return share(sum(want == got for want, got in zip(gold, predicted, strict=True)), len(gold))
 
@@ -84,12 +102,13 @@ def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
     return share(sum(map(_matches, gold, predicted)), len(gold))
 
 
-def macro_f1(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str] = ()) -> Metric:
+def macro_f1(gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str] = ()) -> Metric:
     """Return the mean F1 of the labels that occur in `gold` or `predicted`, each counting the same.
 
-    `labels` fixes which names may count; empty means all that occur.
+    `labels` fixes which names may count; empty means all that occur. None among `predicted` is no label at all.
     """
-    return multilabel_f1([{label} for label in gold], [{label} for label in predicted], labels)["macro_f1"]
+    given = [() if label is None else (label,) for label in predicted]
+    return multilabel_f1([(label,) for label in gold], given, labels)["macro_f1"]
 
 
 def multilabel_f1(
@@ -112,6 +131,61 @@ def multilabel_f1(
         "micro_f1": _with_interval(float(micro[0]), np.concatenate([boot[0] for boot in boots])),
         "macro_f1": _with_interval(float(macro[0]), np.concatenate([boot[1] for boot in boots])),
     }
+
+
+def calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> Metric:
+    """Return the expected calibration error: how far from its share of right answers a stated probability is.
+
+    `confidences` are the probabilities, 0 to 1, of the likeliest labels; `right` says which of these were right. Rows
+    fall into 15 bins of equal width, (k/15, (k+1)/15], and the bins' distances between mean confidence and accuracy
+    are averaged by their rows: Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian
+    binning", AAAI 2015; 15 bins as in Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    import numpy as np
+
+    _check_rows(right, confidences)
+    sure = np.asarray(confidences, np.float64)
+    bins = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    gaps = np.zeros((len(sure), BINS))  # each row's part of its bin's distance
+    gaps[np.arange(len(sure)), bins] = sure - np.asarray(right, np.float64)
+    boots = [np.abs(weights @ gaps).sum(1) / len(sure) for weights in _resamples(len(sure))]
+    return _with_interval(float(np.abs(gaps.sum(0)).sum() / len(sure)), np.concatenate(boots))
+
+
+def auroc(higher: Sequence[float], lower: Sequence[float]) -> Metric:
+    """Return how likely a value of `higher` is above one of `lower`, ties counted half: the area under the ROC curve.
+
+    The rank form: Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC)
+    curve", Radiology 143 (1982). Rows of both are resampled together; a resample with rows of one alone says nothing
+    and is left out.
+    """
+    import numpy as np
+
+    if not higher or not lower:
+        raise ValueError(f"{len(higher)} values to be higher and {len(lower)} to be lower; expected some of each")
+    values = np.concatenate([np.asarray(higher, np.float64), np.asarray(lower, np.float64)])
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))  # where each different value begins
+    above = (order < len(higher)).astype(np.float64)
+
+    def area(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[resamples] of counts [resamples, rows]."""
+        drawn = weights[:, order]
+        ups = np.add.reduceat(drawn * above, starts, axis=1)  # [resamples, different values]
+        downs = np.add.reduceat(drawn * (1 - above), starts, axis=1)
+        won = (ups * (downs.cumsum(1) - downs / 2)).sum(1)
+        pairs = ups.sum(1) * downs.sum(1)
+        shares: NDArray[np.float64] = np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+        return shares
+
+    boots = np.concatenate([area(weights) for weights in _resamples(len(values))])
+    return _with_interval(float(area(np.ones((1, len(values))))[0]), boots[~np.isnan(boots)])
+
+
+def rejection_recall(predicted: Sequence[str | None]) -> Metric:
+    """Return the share of rows that were given no label; all of them belong to none."""
+    _check_rows(predicted, predicted)
+    return share(sum(label is None for label in predicted), len(predicted))
 
 
 def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
@@ -251,3 +325,10 @@ def _canonical(value: Any) -> str:
 def _pairs(text: str | None) -> Counter[tuple[str, str]]:
     value = _parsed(text)
     return Counter((name, _canonical(inner)) for name, inner in value.items()) if isinstance(value, dict) else Counter()
+
+
+def _mean_ranks(values: Sequence[float]) -> list[float]:
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values)):
+        places.setdefault(value, []).append(place)
+    return [sum(places[value]) / len(places[value]) for value in values]

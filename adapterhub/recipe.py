@@ -21,6 +21,7 @@ LABELLED: frozenset[Kind] = frozenset({"classification", "multilabel"})
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DATASET_PREFIX = "hf:"
 MAX_RANK = 1024
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0  # as task.json may hold them
 
 # In a prompt template: an escaped brace, a field, or a brace that is neither.
 TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_-]*)\}|(?P<stray>[{}])")
@@ -58,6 +59,22 @@ def _check_targets(value: Any) -> Any:
     raise ValueError("must be 'all-linear' or a list of module names such as [q_proj, v_proj]")
 
 
+def _check_temperature(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE):
+        return float(value) if _is_number(value) else value
+    raise ValueError(f"must be auto, none, or a number from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}")
+
+
+def _check_reject_below(value: Any) -> Any:
+    if value in ("auto", "none") or (_is_number(value) and 0 < value < 1):
+        return value
+    raise ValueError("must be auto, none, or a probability above 0 and below 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_layers(value: Any) -> Any:
     if value == "all" or (isinstance(value, str) and re.fullmatch(r"top-[1-9][0-9]{0,3}", value)):
         return value
@@ -79,14 +96,35 @@ def _check_class_weights(value: Any) -> Any:
     return {label: float(weight) for label, weight in value.items()}
 
 
+def _check_pattern(ranks: Mapping[str, int]) -> Mapping[str, int]:
+    for name in ranks:
+        if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+            raise ValueError(f"{name!r} is no module name or end of one, such as down_proj or layers.0.mlp.down_proj")
+    return ranks
+
+
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_check_unique)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def _without_empty(given: Any, name: str) -> Any:
+    """Return a section without the key `name` where that is empty, so that an empty section means its defaults."""
+    if not isinstance(given, dict):
+        return given
+    return {key: value for key, value in given.items() if key != name or value is not None}
 
 
 class Section(BaseModel):
     """A part of a recipe: nothing unknown, nothing changed after reading, no guessing at types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class OutOfScope(Section):
+    """Rows that have none of the task's labels: which to choose a threshold by, and which to measure on."""
+
+    validation: NonEmpty | None = None
+    test: NonEmpty | None = None
 
 
 class Data(Section):
@@ -98,11 +136,23 @@ class Data(Section):
     train: NonEmpty
     validation: NonEmpty | None = None
     test: NonEmpty | None = None
+    out_of_scope: OutOfScope = OutOfScope()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _without_empty(given, "out_of_scope")
 
     def splits(self) -> Iterator[tuple[str, str]]:
-        """Yield (split, as written) for each split that is given."""
+        """Yield (split, as written) for each split of labelled rows that is given."""
         for split in ("train", "validation", "test"):
             if (name := getattr(self, split)) is not None:
+                yield split, name
+
+    def outside(self) -> Iterator[tuple[str, str]]:
+        """Yield (split, as written) for each file of out-of-scope rows that is given."""
+        for split in ("validation", "test"):
+            if (name := getattr(self.out_of_scope, split)) is not None:
                 yield split, name
 
 
@@ -115,14 +165,26 @@ class Prompt(Section):
 
 
 class Lora(Section):
-    """Shape of the adapter; `alpha` is twice the rank unless given."""
+    """Shape of the adapter; `alpha` is twice the rank unless given.
+
+    `rank_pattern` gives modules, by the last parts of their names, another rank. `init` pissa begins at the weights'
+    principal components.
+    """
 
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_check_targets)] = "all-linear"
     layers: Annotated[str | tuple[int, ...], BeforeValidator(_check_layers)] = "all"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    variant: Literal["lora", "rslora"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    init: Literal["default", "pissa"] = "default"
+    rank_pattern: Annotated[Mapping[str, Annotated[int, Field(ge=1, le=MAX_RANK)]], AfterValidator(_check_pattern)] = {}
+
+    @model_validator(mode="after")
+    def _init_fits_the_variant(self) -> Lora:
+        if self.init == "pissa" and self.variant == "dora":
+            raise ValueError("init is 'pissa' and variant 'dora'; the two do not go together, keep one of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +209,9 @@ _RATES: Mapping[str, float] = {"generation": 5e-4, "preference": 2e-4, "embeddin
 class Training(Section):
     """How long and how fast it learns. `warmup` is a fraction of all steps, `eval_every` counts steps.
 
+    A batch has `batch_size` rows, or as many as `batch_tokens` hold. `lora_plus` is how many times the rate of all else
+    the B matrices learn at (LoRA+).
+
     `beta`, `contrastive_temperature`, `label_smoothing` and `class_weights` are None where the kind has no use for
     them.
     """
@@ -154,11 +219,13 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.06
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora_plus: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eval_every: Annotated[int, Field(ge=1)] | None = None
@@ -178,7 +245,17 @@ class Training(Section):
         lengths = [given.get(name) for name in ("epochs", "steps")]
         if None not in lengths:
             raise ValueError(f"epochs ({lengths[0]!r}) and steps ({lengths[1]!r}) are both given; keep one of them")
+        sizes = [given.get(name) for name in ("batch_size", "batch_tokens")]
+        if None not in sizes:
+            raise ValueError(f"batch_size ({sizes[0]!r}) and batch_tokens ({sizes[1]!r}) are both given; keep one")
         return {**given, "epochs": 3.0} if lengths == [None, None] else given
+
+
+class Calibration(Section):
+    """How sure the task may say it is, and from where on it gives no label; Recipe fills in what is left out."""
+
+    temperature: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_temperature)]
+    reject_below: Annotated[Literal["auto", "none"] | float, BeforeValidator(_check_reject_below)]
 
 
 class Recipe(Section):
@@ -196,15 +273,21 @@ class Recipe(Section):
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
     pad_token: NonEmpty | None = None
+    init: NonEmpty | None = None
     lora: Lora = Lora(alpha=16.0)
     training: Training = Training(epochs=3.0)
+    calibration: Calibration
     path: Annotated[Path, Field(exclude=True, strict=False)]
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        """Let an empty section mean its defaults, and choose what of `training` depends on the kind."""
-        sections = {name: {} if given.get(name) is None else given[name] for name in ("lora", "prompt", "training")}
+        """Let an empty section mean its defaults, and choose what depends on kind and data."""
+        names = ("lora", "prompt", "training", "calibration")
+        sections = {name: {} if given.get(name) is None else given[name] for name in names}
+        if isinstance(sections["calibration"], dict):
+            said = {key: value for key, value in sections["calibration"].items() if value is not None}
+            sections["calibration"] = {**_default_calibration(given), **said}
         training, kind = sections["training"], given.get("kind")
         if isinstance(training, dict) and isinstance(kind, str):
             chosen: dict[str, Any] = {name: value for name, (kinds, value) in _USES.items() if kind in kinds}
@@ -221,6 +304,21 @@ class Recipe(Section):
             needed = 2 if self.kind == "classification" else 1
             if len(self.labels) < needed:
                 raise ValueError(f"labels has {len(self.labels)} name(s); {self.kind} needs at least {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_fits_the_kind(self) -> Recipe:
+        asked = self.calibration
+        if self.kind not in LABELLED and asked.temperature != "none":
+            raise ValueError(
+                f"calibration.temperature is given, but a {self.kind} task has no probabilities; leave it out"
+            )
+        if self.kind == "classification":
+            return self
+        if asked.reject_below != "none":
+            raise ValueError(f"calibration.reject_below is given, but a {self.kind} task always answers; leave it out")
+        if any(self.data.outside()):
+            raise ValueError(f"data.out_of_scope is given, but a {self.kind} task rejects nothing; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -272,6 +370,17 @@ def check_class_weights(weights: Mapping[str, float], labels: Sequence[str]) -> 
             near = difflib.get_close_matches(label, labels, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the labels are {', '.join(labels)}"
             raise ValueError(f"training.class_weights names {label!r}, which is no label; {hint}")
+
+
+def _default_calibration(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a recipe calibrates that does not say: by validation, and rejecting where it can see what."""
+    data = given.get("data")
+    outside = data.get("out_of_scope") if isinstance(data, dict) else None
+    seen = isinstance(outside, dict) and outside.get("validation") is not None
+    return {
+        "temperature": "auto" if given.get("kind") in LABELLED else "none",
+        "reject_below": "auto" if seen and given.get("kind") == "classification" else "none",
+    }
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -17,7 +17,8 @@ from adapterhub.engine.engine import Engine
 from adapterhub.engine.request import Adapter, Event, FailedEvent, Request, Sampling, TokenEvent
 from adapterhub.engine.scheduler import Limits
 from adapterhub.lora.files import read_adapter
-from adapterhub.runtime.threads import choose_threads
+from adapterhub.native.threads import choose_threads
+from adapterhub.runtime.threads import decode_chain
 
 # Long enough for any load; an engine that is stuck must not hang a benchmark for ever.
 _PATIENCE = 60.0
@@ -59,7 +60,8 @@ class Driven:
         base = open_base(BASE)
         self.dtype = compute_dtype(precision, "cpu")
         # In this order, as AdapterHub does it: workers that loading leaves behind would disturb the measuring.
-        self.threads = choose_threads(threads, load_hidden_size(base), self.dtype)
+        width = load_hidden_size(base)
+        self.threads = choose_threads(threads, lambda: decode_chain(width, self.dtype))
         torch.set_num_threads(self.threads.count)
         model = load_backbone(base, self.dtype, "cpu")
         self.config = model.config

@@ -18,12 +18,8 @@ this engine chooses by itself.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,11 +28,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from worker import WORKERS, Worker
 from workload import ALL_LINEAR, BASE, Ask, machine, print_table, random_prompt, write_random_adapter
 
 from adapterhub.base.source import open_base
 
-WORKERS = Path(__file__).parent / "workers"
 ROWS, ADAPTERS, RANK = 16, 8, 16
 CHURN_ADAPTERS = 64
 ENGINES = ("ours-bf16", "ours-fp32", "peft-bf16", "peft-fp32", "vllm-bf16", "peft-turns-bf16", "peft-turns-fp32")
@@ -61,55 +57,13 @@ def trial_asks() -> list[Ask]:
     return [Ask(random_prompt(draw, 32), i % ADAPTERS, 8) for i in range(ROWS)]
 
 
-class Worker:
-    """An engine in a process group of its own, which is stopped whenever it is not asked."""
-
-    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
-        self.name, self._log = name, log
-        with log.open("wb") as errors:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, **(environment or {})},
-            )
-        self.about = self._read()
-        self._signal(signal.SIGSTOP)
-
-    def ask(self, asks: list[Ask], **options: Any) -> dict[str, Any]:
-        """Return what the worker says of a round."""
-        assert self._process.stdin is not None
-        self._signal(signal.SIGCONT)
-        command = {"rows": [ask.to_record() for ask in asks], "at_once": ROWS, **options}
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        self._signal(signal.SIGSTOP)
-        wanted, said = [ask.max_tokens for ask in asks], [len(tokens) for tokens in answer["tokens"]]
-        if wanted != said:
-            raise RuntimeError(f"{self.name} was asked for {wanted} tokens and said {said}")
-        return answer
-
-    def close(self) -> None:
-        """End the process group."""
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "it ended"}
-        if "error" in answer:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"{self.name} failed: {answer['error']}\n{tail}")
-        return dict(answer)
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+def ask_rows(worker: Worker, asks: list[Ask], **options: Any) -> dict[str, Any]:
+    """Return what a worker says of a round, after a look at whether each answer has the tokens that were wanted."""
+    answer = worker.ask({"rows": [ask.to_record() for ask in asks], "at_once": ROWS, **options})
+    wanted, said = [ask.max_tokens for ask in asks], [len(tokens) for tokens in answer["tokens"]]
+    if wanted != said:
+        raise RuntimeError(f"{worker.name} was asked for {wanted} tokens and said {said}")
+    return answer
 
 
 @dataclass
@@ -130,7 +84,7 @@ class Entrant:
 
     def round(self, asks: list[Ask], *, total_only: bool) -> None:
         """Run one round and keep its rates, in tokens a second."""
-        answer = self.worker.ask(asks, total_only=total_only, **self.options)
+        answer = ask_rows(self.worker, asks, total_only=total_only, **self.options)
         said = answer["tokens"]
         self.whole.append(answer["seconds"])
         self.total.append(sum(len(tokens) for tokens in said) / answer["seconds"])
@@ -164,7 +118,7 @@ class Arena:
         if self.options.threads:
             command += ["--threads", str(self.options.threads)]
         worker = Worker(name, command, self.scratch / f"{name}.log")
-        worker.ask(trial_asks())
+        ask_rows(worker, trial_asks())
         return Entrant(name, worker, worker.about["threads"], "its own choice")
 
     def _peft(self, name: str, dtype: str) -> Entrant:
@@ -172,8 +126,8 @@ class Arena:
         command += ["--model", str(open_base(BASE).path), "--keep", str(self.slots)]
         command += ["--turns"] if "turns" in name else []
         worker = Worker(name, command, self.scratch / f"{name}.log")
-        worker.ask(trial_asks())
-        took = {count: worker.ask(trial_asks(), threads=count)["seconds"] for count in self.counts}
+        ask_rows(worker, trial_asks())
+        took = {count: ask_rows(worker, trial_asks(), threads=count)["seconds"] for count in self.counts}
         best = min(took, key=lambda count: took[count])
         return Entrant(name, worker, best, _told(took), {"threads": best})
 
@@ -183,8 +137,8 @@ class Arena:
         found: dict[int, tuple[float, Worker]] = {}
         for count in self.counts:
             worker = Worker(name, command, self.scratch / f"{name}-{count}.log", self._vllm_environment(count))
-            worker.ask(trial_asks())
-            found[count] = (worker.ask(trial_asks())["seconds"], worker)
+            ask_rows(worker, trial_asks())
+            found[count] = (ask_rows(worker, trial_asks())["seconds"], worker)
         best = min(found, key=lambda count: found[count][0])
         for count, (_, worker) in found.items():
             if count != best:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -10,11 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub import metrics
-from adapterhub.metrics import Metric, accuracy, evaluate, exact_match, field_f1, macro_f1, multilabel_f1
+from adapterhub.metrics import (
+    Metric,
+    accuracy,
+    auroc,
+    calibration_error,
+    evaluate,
+    exact_match,
+    field_f1,
+    macro_f1,
+    multilabel_f1,
+    rejection_recall,
+)
 
 labels = st.sampled_from("abcd")
 answers = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)
 label_sets = st.frozensets(labels)
+shares = st.sampled_from([0.0, 1 / 15, 0.2, 1 / 3, 0.4, 0.5, 0.9, 1.0]) | st.floats(0, 1)
 set_answers = st.lists(st.tuples(label_sets, label_sets), min_size=1, max_size=40)
 
 
@@ -30,6 +43,24 @@ def slow_f1(gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]
 
     names = {name for row in (*gold, *predicted) for name in row}
     return (f1(names), sum(f1([name]) for name in names) / len(names)) if names else (1.0, 1.0)
+
+
+def slow_error(sure: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error, a bin after the other."""
+    total = 0.0
+    for number in range(15):
+        # As the fast one: which bin a value on a border falls into is what floating point makes of 15 times it.
+        rows = [row for row, value in enumerate(sure) if min(max(math.ceil(value * 15) - 1, 0), 14) == number]
+        if rows:
+            confidence = sum(sure[row] for row in rows) / len(rows)
+            accuracy = sum(right[row] for row in rows) / len(rows)
+            total += len(rows) / len(sure) * abs(confidence - accuracy)
+    return total
+
+
+def slow_auroc(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """The share of pairs that are in order."""
+    return sum((a > b) + (a == b) / 2 for a in higher for b in lower) / (len(higher) * len(lower))
 
 
 def holds(metric: Metric) -> bool:
@@ -87,6 +118,68 @@ def test_perfect_answers_still_have_an_interval() -> None:
 def test_intervals_hold_their_value(rows: list[tuple[str, str]]) -> None:
     gold, predicted = zip(*rows, strict=True)
     assert all(holds(metric) for metric in evaluate("classification", gold, predicted).values())
+
+
+@given(st.lists(st.tuples(shares, st.booleans()), min_size=1, max_size=40))
+def test_calibration_error_is_what_its_definition_says(rows: list[tuple[float, bool]]) -> None:
+    sure, right = zip(*rows, strict=True)
+    found = calibration_error(sure, right)
+    assert found.value == pytest.approx(slow_error(sure, right), abs=1e-12)
+    assert holds(found)
+
+
+def test_calibration_error_of_a_worked_example() -> None:
+    # Two bins: 0.95 said and 1 of 2 right; 0.55 said and 2 of 2 right.
+    found = calibration_error([0.95, 0.95, 0.55, 0.55], [True, False, True, True])
+    assert found.value == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)
+    assert calibration_error([1.0, 1.0], [True, True]).value == 0.0
+    assert calibration_error([1.0, 1.0], [False, False]) == Metric(1.0, 1.0, 1.0)
+
+
+@given(st.lists(shares, min_size=1, max_size=20), st.lists(shares, min_size=1, max_size=20))
+def test_auroc_is_the_share_of_pairs_in_order(higher: list[float], lower: list[float]) -> None:
+    found = auroc(higher, lower)
+    assert found.value == pytest.approx(slow_auroc(higher, lower), abs=1e-12)
+    assert holds(found)
+    assert auroc(lower, higher).value == pytest.approx(1 - found.value, abs=1e-12)
+
+
+def test_auroc_says_whether_all_none_or_half_are_told_apart() -> None:
+    assert auroc([0.9, 0.8], [0.1, 0.2]) == Metric(1.0, 1.0, 1.0)
+    assert auroc([0.1], [0.9]).value == 0.0
+    assert auroc([0.5] * 3, [0.5] * 4) == Metric(0.5, 0.5, 0.5)
+    for higher, lower in (([], [0.1]), ([0.1], [])):
+        with pytest.raises(ValueError, match="expected some of each"):
+            auroc(higher, lower)
+
+
+def test_their_intervals_are_those_of_the_bootstrap() -> None:
+    draw = random.Random(0)
+    sure = [draw.random() for _ in range(200)]
+    right = [draw.random() < value**2 for value in sure]
+    higher, lower = [draw.gauss(1, 1) for _ in range(120)], [draw.gauss(0, 1) for _ in range(80)]
+    pooled = [(value, True) for value in higher] + [(value, False) for value in lower]
+    errors, areas = [], []
+    for _ in range(400):
+        rows = [draw.randrange(200) for _ in range(200)]
+        errors.append(slow_error([sure[row] for row in rows], [right[row] for row in rows]))
+        drawn = [pooled[row] for row in rows]
+        areas.append(slow_auroc([v for v, up in drawn if up], [v for v, up in drawn if not up]))
+    for metric, values in ((calibration_error(sure, right), errors), (auroc(higher, lower), areas)):
+        values.sort()
+        assert metric.low == pytest.approx(min(values[10], metric.value), abs=0.02)
+        assert metric.high == pytest.approx(values[390], abs=0.02)
+
+
+def test_no_label_is_a_wrong_answer_and_no_crash() -> None:
+    gold, predicted = ["a", "b", "a", "b"], ["a", None, None, "b"]
+    assert accuracy(gold, predicted).value == 0.5
+    assert macro_f1(gold, predicted).value == pytest.approx(2 / 3)  # all that is said is right, half is said
+    found = evaluate("classification", gold, predicted, ["a", "b"])
+    assert found["macro_f1"] == macro_f1(gold, predicted)
+    assert evaluate("classification", ["a"], [None])["accuracy"].value == 0.0
+    assert macro_f1(["a"], [None]).value == 0.0
+    assert rejection_recall([None, "a", None, None]) == accuracy(["x"] * 4, ["x", "y", "x", "x"])
 
 
 @given(set_answers)

@@ -41,7 +41,12 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
         "task": "trec6",
         "base": "smollm2-135m-instruct",
         "kind": "classification",
-        "data": {"train": "data/train.jsonl", "validation": None, "test": None},
+        "data": {
+            "train": "data/train.jsonl",
+            "validation": None,
+            "test": None,
+            "out_of_scope": {"validation": None, "test": None},
+        },
         "description": "",
         "license": None,
         "language": [],
@@ -50,6 +55,7 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
         "max_length": None,
         "prompt": {"style": None, "system": None, "template": None},
         "pad_token": None,
+        "init": None,
         "lora": {
             "rank": 8,
             "alpha": 16.0,
@@ -57,21 +63,26 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
             "layers": "all",
             "dropout": 0.0,
             "variant": "lora",
+            "init": "default",
+            "rank_pattern": {},
         },
         "training": {
             "epochs": 3.0,
             "steps": None,
             "batch_size": 32,
+            "batch_tokens": None,
             "learning_rate": 1e-3,
             "schedule": "linear",
             "warmup": 0.06,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "lora_plus": 1.0,
             "seed": 0,
             "precision": "auto",
             "eval_every": None,
             "early_stopping": None,
         },
+        "calibration": {"temperature": "auto", "reject_below": "none"},
     }
     assert json.loads(json.dumps(recipe.to_record())) == recipe.to_record()
 
@@ -82,7 +93,50 @@ def test_defaults_follow_what_is_given(tmp_path: Path) -> None:
     assert (recipe.training.epochs, recipe.training.steps) == (None, 10)
     assert recipe.training.learning_rate == 5e-4
     assert load(tmp_path, "lora: {rank: 4, alpha: 1}\n").lora.alpha == 1.0
-    assert load(tmp_path, "lora:\ntraining:\nprompt:\n").to_record() == load(tmp_path).to_record()
+    assert load(tmp_path, "lora:\ntraining:\nprompt:\ncalibration:\n").to_record() == load(tmp_path).to_record()
+    assert load(tmp_path, "", "data.out_of_scope=null").to_record() == load(tmp_path).to_record()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "temperature", "reject_below"),
+    [
+        ((), "auto", "none"),
+        (("kind=multilabel",), "auto", "none"),
+        (("kind=generation",), "none", "none"),
+        (("data.out_of_scope.validation=o.jsonl",), "auto", "auto"),
+        (("data.out_of_scope.test=o.jsonl",), "auto", "none"),
+        (("data.out_of_scope.validation=o.jsonl", "calibration.reject_below=none"), "auto", "none"),
+        (("calibration.reject_below=auto",), "auto", "auto"),
+        (("calibration.temperature=2", "calibration.reject_below=0.6"), 2.0, 0.6),
+        (("calibration.temperature=null",), "auto", "none"),
+        (("kind=generation", "calibration.temperature=none"), "none", "none"),
+    ],
+)
+def test_calibration_follows_kind_and_data(
+    tmp_path: Path, overrides: tuple[str, ...], temperature: str | float, reject_below: str | float
+) -> None:
+    found = load(tmp_path, "", *overrides).calibration
+    assert (found.temperature, found.reject_below) == (temperature, reject_below)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("kind=generation", "calibration.temperature=auto"), "a generation task has no probabilities; leave it out"),
+        (("kind=generation", "calibration.reject_below=0.5"), "a generation task always answers; leave it out"),
+        (("kind=multilabel", "calibration.reject_below=auto"), "a multilabel task always answers; leave it out"),
+        (("kind=multilabel", "data.out_of_scope.test=o.jsonl"), "a multilabel task rejects nothing; leave it out"),
+    ],
+)
+def test_a_kind_cannot_have_what_it_has_no_use_for(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:
+    (message,) = refused(tmp_path, SMALLEST, *overrides)
+    assert said in message
+
+
+def test_rows_out_of_scope_are_no_split(tmp_path: Path) -> None:
+    data = load(tmp_path, "", "data.out_of_scope={validation: v.jsonl, test: t.jsonl}").data
+    assert list(data.splits()) == [("train", "data/train.jsonl")]
+    assert list(data.outside()) == [("validation", "v.jsonl"), ("test", "t.jsonl")]
 
 
 def test_lists_and_layers(tmp_path: Path) -> None:
@@ -119,9 +173,16 @@ def test_unknown_keys_name_the_nearest_known_one(tmp_path: Path) -> None:
     text = SMALLEST + "training: {epoch: 1}\nrank: 4\nlora: {zzz: 1}\n"
     file = tmp_path / "recipe.yaml"
     assert refused(tmp_path, text) == [
-        f"{file}: unknown key 'lora.zzz'; known here: alpha, dropout, layers, rank, targets, variant",
+        f"{file}: unknown key 'lora.zzz'; "
+        "known here: alpha, dropout, init, layers, rank, rank_pattern, targets, variant",
         f"{file}: unknown key 'training.epoch'; did you mean 'training.epochs'?",
         f"{file}: unknown key 'rank'; did you mean 'lora.rank'?",
+    ]
+    assert refused(tmp_path, SMALLEST, "data.out_of_scope.train=o.jsonl") == [
+        "--set data.out_of_scope.train: unknown key 'data.out_of_scope.train'; did you mean 'data.train'?"
+    ]
+    assert refused(tmp_path, SMALLEST, "data.oos=o.jsonl") == [
+        "--set data.oos: unknown key 'data.oos'; known here: out_of_scope, test, train, validation"
     ]
 
 
@@ -145,7 +206,13 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("lora: {rank: '8'}", "lora.rank is '8': must be a valid integer"),
         ("lora: {alpha: true}", "lora.alpha is True: must be a valid number"),
         ("lora: {dropout: 1}", "lora.dropout is 1: must be less than 1"),
-        ("lora: {variant: dora}", "lora.variant is 'dora': must be 'lora' or 'rslora'"),
+        ("lora: {variant: vera}", "lora.variant is 'vera': must be 'lora', 'rslora' or 'dora'"),
+        ("lora: {init: pissa, variant: dora}", "lora: init is 'pissa' and variant 'dora'; the two do not go together"),
+        ("lora: {rank_pattern: {'a b': 4}}", "lora.rank_pattern: 'a b' is no module name or end of one"),
+        (
+            "training: {batch_size: 8, batch_tokens: 99}",
+            "training: batch_size (8) and batch_tokens (99) are both given",
+        ),
         ("lora: {targets: q_proj}", "lora.targets is 'q_proj': must be 'all-linear' or a list"),
         ("lora: {targets: []}", "lora.targets is []: must be 'all-linear' or a list"),
         ("lora: {layers: top-0}", "lora.layers is 'top-0': must be 'all', 'top-N'"),
@@ -166,6 +233,14 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("training: {learning_rate: .inf}", "training.learning_rate is inf: must be a finite number"),
         ("training: {warmup: 1.5}", "training.warmup is 1.5: must be less than or equal to 1"),
         ("training: {seed: -1}", "training.seed is -1: must be greater than or equal to 0"),
+        ("calibration: {temperature: 0}", "calibration.temperature is 0: must be auto, none, or a number from 0.05 to"),
+        ("calibration: {temperature: hot}", "calibration.temperature is 'hot': must be auto, none, or a number from"),
+        ("calibration: {temperature: true}", "calibration.temperature is True: must be auto, none, or a number from"),
+        ("calibration: {temperature: .inf}", "calibration.temperature is inf: must be auto, none, or a number from"),
+        ("calibration: {reject_below: 1}", "calibration.reject_below is 1: must be auto, none, or a probability above"),
+        ("calibration: {reject_below: '0.5'}", "calibration.reject_below is '0.5': must be auto, none, or a proba"),
+        ("calibration: {reject: 0.5}", "unknown key 'calibration.reject'; did you mean 'calibration.reject_below'?"),
+        ("calibration: warm", "calibration is 'warm': must be a section with keys of its own"),
         ("path: x", "unknown key 'path'"),
     ],
 )
@@ -328,7 +403,7 @@ def test_the_docs_name_every_key() -> None:
     def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for name, field in section.model_fields.items():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from keys(field.annotation, f"{name}.")
+                yield from keys(field.annotation, f"{prefix}{name}.")
             elif name != "path":
                 yield prefix + name
 

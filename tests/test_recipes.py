@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.data.task import TaskSpec
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 
@@ -39,3 +40,5 @@ def test_published_samples_are_whole_small_and_from_their_recipes() -> None:
         assert card.recipe["lora"] == record["lora"]
         assert card.recipe["training"] == record["training"]
         assert card.measured_on == "test"
+        text = (version.path / "task.json").read_text("utf-8")
+        assert TaskSpec.from_json(text).to_json() == text

@@ -1,4 +1,4 @@
-"""The cache folder: where it is, its locks, and how a file or folder gets into it whole or not at all."""
+"""The cache folder: its locks, and how a file or folder gets into it whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ from filelock import FileLock, Timeout
 from adapterhub.errors import AdapterHubError
 
 from .record import Progress
-
-
-def cache_root() -> Path:
-    """Return $ADAPTERHUB_CACHE, else $XDG_CACHE_HOME/adapterhub, else ~/.cache/adapterhub."""
-    if chosen := os.environ.get("ADAPTERHUB_CACHE"):
-        return Path(chosen).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "adapterhub"
-    return Path.home() / ".cache" / "adapterhub"
 
 
 @contextmanager

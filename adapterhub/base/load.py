@@ -57,10 +57,15 @@ def load_tokenizer(base: Base, pad_token: str | None = None, *, require_pad: boo
     return tokenizer
 
 
+def load_config(base: Base) -> Any:
+    """Return the base's configuration. Raises BaseError."""
+    with _quiet(), _as_base_error(base, "configuration"):
+        return AutoConfig.from_pretrained(base.path, **_SAFE)
+
+
 def load_hidden_size(base: Base) -> int:
     """Return the width of the base's hidden states, from its configuration alone."""
-    with _quiet(), _as_base_error(base, "configuration"):
-        return int(AutoConfig.from_pretrained(base.path, **_SAFE).hidden_size)
+    return int(load_config(base).hidden_size)
 
 
 def load_backbone(base: Base, dtype: torch.dtype, device: str | torch.device = "cpu", attention: str = "sdpa") -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.errors import BaseError, BaseNotFound, NotFound
+from adapterhub.folders import cache_root
 
-from .cache import cache_root
 from .catalog import CATALOG, CatalogEntry
 from .describe import describe
 from .pull import installed, pull

@@ -67,6 +67,9 @@ def predict(
 def evaluate(
     ref: RefArgument,
     data: Annotated[Path, typer.Option("--data", help="Labelled examples: JSONL, CSV or Parquet.")],
+    out_of_scope: Annotated[
+        Path | None, typer.Option("--out-of-scope", help="Rows that have none of the labels, to measure rejections on.")
+    ] = None,
     base: BaseOption = None,
     registry: RegistryOption = None,
     max_tokens: Annotated[
@@ -80,6 +83,7 @@ def evaluate(
     A generation task can be measured on preferences too, rows with chosen and rejected.
     """
     from adapterhub.data.files import read_examples
+    from adapterhub.pipeline.splits import read_outside
 
     with _opened(ref, base, registry) as hub:
         target = hub.target(ref)
@@ -88,10 +92,15 @@ def evaluate(
             raise UsageError(f"{ref!r} is a base; eval measures a version of a task")
         kind = _kind_of_rows(data, spec)
         _check_options(target, {} if max_tokens is None else {"max_tokens": max_tokens}, kind)
+        if out_of_scope is not None and spec.kind != "classification":
+            raise UsageError(f"--out-of-scope: for classification, but {ref!r} is a {spec.kind} task; leave it out")
         examples = list(read_examples(data, kind, labels=spec.labels or None))
-        metrics = _measure(hub, target, spec, kind, examples, max_tokens)
+        outside = read_outside(out_of_scope, spec.kind) if out_of_scope is not None else []
+        metrics = _measure(hub, target, spec, kind, examples, outside, max_tokens)
     if as_json:
         record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
+        if out_of_scope is not None:
+            record |= {"out_of_scope": str(out_of_scope), "out_of_scope_rows": len(outside)}
         emit({**record, "metrics": {name: metric.to_record() for name, metric in metrics.items()}})
         return
     screen = console()
@@ -119,9 +128,10 @@ def _measure(
     spec: TaskSpec,
     kind: recipe.Kind,
     examples: Sequence[Example],
+    outside: Sequence[Example],
     max_tokens: int | None,
 ) -> dict[str, Metric]:
-    from adapterhub.pipeline.measure import completion_limits, gold_answers, score
+    from adapterhub.pipeline.measure import answers, completion_limits, gold_answers, score
     from adapterhub.pipeline.pairs import preference_of, retrieval_of, texts_of
 
     if kind == "preference":
@@ -131,7 +141,9 @@ def _measure(
         return retrieval_of(spec, examples, lambda inputs: _with_progress(hub.answers(target, inputs), total))
     limits = completion_limits(hub.base, spec, examples, max_tokens)
     answered = gold_answers(partial(hub.answers, target), examples, limits)
-    return score(spec, examples, _with_progress(answered, len(examples)))
+    found = list(_with_progress(answered, len(examples)))
+    rejections = list(answers(partial(hub.answers, target), outside)) if outside else []
+    return score(spec, examples, found, rejections)
 
 
 def _opened(ref: str, base: str | None, registry: Path | None) -> AdapterHub:

@@ -65,8 +65,9 @@ def show(report: Report, screen: Console) -> None:
     verdict = "[green]fine[/]" if report.ok else "[red]would not train[/]"
     about = f" {report.task} ({report.kind} on {report.base})" if report.task else ""
     screen.print(f"[bold]{escape(report.file)}[/]:{escape(about)} {verdict}", highlight=False)
+    width = max(map(len, report.splits), default=0)
     for name, split in report.splits.items():
-        screen.print(f"  {escape(_split(name, split))}", highlight=False)
+        screen.print(f"  {escape(_split(name.ljust(width), split))}", highlight=False)
     for problem in report.problems:
         screen.print(f"  [red]error[/]    {escape(problem)}", highlight=False)
     for warning in report.warnings:

@@ -38,66 +38,79 @@ class LineProgress:
     def __init__(self, console: Console) -> None:
         """Write to `console`."""
         self._console = console
-        self._said = 0
+        self._said: dict[str, int] = {}
 
     def stage(self, message: str) -> None:
         """Print the line."""
         self._console.print(message, markup=False, highlight=False)
 
-    def begin(self, steps: int) -> None:
+    def begin(self, task: str, steps: int) -> None:
         """Say how many steps there are."""
-        self._said = 0
-        self.stage(f"training, at most {steps} steps")
+        self._said[task] = 0
+        self.stage(f"{task}: training, at most {steps} steps")
 
-    def step(self, report: StepReport) -> None:
+    def step(self, task: str, report: StepReport) -> None:
         """Print a line where another tenth is done."""
         tenth = 10 * report.step // report.steps
-        if tenth > self._said:
-            self._said = tenth
+        if tenth > self._said[task]:
+            self._said[task] = tenth
             left = duration(report.seconds_left)
             self.stage(
-                f"step {report.step}/{report.steps}: loss {report.loss:.4f}, "
+                f"{task}: step {report.step}/{report.steps}: loss {report.loss:.4f}, "
                 f"{report.examples_per_second:.1f} examples/s, {report.tokens_per_second:.0f} tokens/s, {left} left"
             )
 
-    def evaluated(self, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, task: str, evaluation: Evaluation, *, best: bool) -> None:
         """Print the evaluation."""
-        self.stage(describe(evaluation, best=best))
+        self.stage(f"{task}: {describe(evaluation, best=best)}")
 
-    def end(self) -> None:
+    def end(self, task: str) -> None:
         """Do nothing: every line is out already."""
 
 
+class QuietProgress(LineProgress):
+    """What happens next, and nothing of single steps: for many trainings after one another."""
+
+    def begin(self, task: str, steps: int) -> None:
+        """Say nothing."""
+
+    def step(self, task: str, report: StepReport) -> None:
+        """Say nothing."""
+
+
 class LiveProgress(LineProgress):
-    """A bar with loss, speed and time left; evaluations scroll above it."""
+    """A bar a task with loss, speed and time left; evaluations scroll above them."""
 
     def __init__(self, console: Console) -> None:
         """Draw on `console`, a terminal."""
         super().__init__(console)
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+        self._bars: Bar | None = None
+        self._tasks: dict[str, TaskID] = {}
 
-    def begin(self, steps: int) -> None:
-        """Show the bar."""
+    def begin(self, task: str, steps: int) -> None:
+        """Show the task's bar."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[report]}"))
-        self._bar = Progress(*columns, console=self._console, transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task("training", total=steps, report="")
+        if self._bars is None:
+            name, report = TextColumn("{task.description}"), TextColumn("{task.fields[report]}")
+            self._bars = Progress(
+                name, BarColumn(), MofNCompleteColumn(), report, console=self._console, transient=True
+            )
+            self._bars.start()
+        self._tasks[task] = self._bars.add_task(task, total=steps, report="")
 
-    def step(self, report: StepReport) -> None:
+    def step(self, task: str, report: StepReport) -> None:
         """Move the bar."""
-        assert self._bar is not None, "begin comes first"
-        assert self._task is not None, "begin comes first"
+        assert self._bars is not None, "begin comes first"
         text = (
             f"loss {report.loss:.4f}  {report.examples_per_second:.1f} examples/s  "
             f"{report.tokens_per_second:.0f} tokens/s  {duration(report.seconds_left)} left"
         )
-        self._bar.update(self._task, completed=report.step, report=text)
+        self._bars.update(self._tasks[task], completed=report.step, report=text)
 
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def end(self, task: str) -> None:
+        """Take the bar away, and with the last one all of it."""
+        self._tasks.pop(task, None)
+        if self._bars is not None and not self._tasks:
+            self._bars.stop()
+            self._bars = None

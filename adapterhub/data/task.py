@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.errors import CorruptAdapter
 
+# Beyond these bounds a temperature says nothing any more: all certain, or all alike.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
+
 if TYPE_CHECKING:
     from adapterhub import recipe
 
@@ -42,13 +45,27 @@ class PromptSpec:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How sure a head may say it is, and from where on it says nothing.
+
+    Logits are divided by `temperature` before softmax or sigmoid (Guo et al., "On calibration of modern neural
+    networks", ICML 2017), which changes no label. Where the highest probability is then below `reject_below`, no label
+    is given; None always answers, and multilabel tasks have no other.
+    """
+
+    temperature: float
+    reject_below: float | None = None
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """The rules a task was trained with; the same rules hold when it is served.
 
     `max_length` counts tokens: of the text, for generation of prompt and completion together.
     `pooling` says which states a head reads: "last" (rightmost non-pad token), "pooler" or "cls" (encoders). For
     embedding it says how a text becomes a vector: "mean", "last" or "cls" (the first token). None for generation.
-    `base_fingerprint` is that of the base the adapter was trained on.
+    `base_fingerprint` is that of the base the adapter was trained on. `calibration` None is a temperature of 1 and
+    always an answer.
     """
 
     kind: Kind
@@ -58,19 +75,26 @@ class TaskSpec:
     prompt: PromptSpec = field(default_factory=PromptSpec)
     pooling: Pooling | None = None
     pad_token: str | None = None
+    calibration: Calibration | None = None
 
     def to_json(self) -> str:
-        """Return the canonical text: sorted keys, two spaces, final newline, so equal specs have equal bytes."""
-        record = {**asdict(self), "labels": list(self.labels), "format": 1}
-        return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """Return the canonical text: sorted keys, two spaces, final newline, so equal specs have equal bytes.
+
+        Without calibration that is format 1. With it, format 2: a program that knows nothing of calibration refuses it
+        instead of answering otherwise.
+        """
+        record = {**asdict(self), "labels": list(self.labels), "format": 1 if self.calibration is None else 2}
+        if self.calibration is None:
+            del record["calibration"]
+        return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
         """Read what `to_json` wrote; raises CorruptAdapter where it is anything else."""
         try:
             record: Mapping[str, Any] = json.loads(text)
-            if record["format"] != 1:
-                raise CorruptAdapter(f"task.json has format {record['format']!r}; this program reads format 1")
+            if record["format"] not in (1, 2):
+                raise CorruptAdapter(f"task.json has format {record['format']!r}; this program reads formats 1 and 2")
             if record["kind"] not in KINDS:
                 raise CorruptAdapter(f"task.json has kind {record['kind']!r}; expected one of {', '.join(KINDS)}")
             return cls(
@@ -81,6 +105,38 @@ class TaskSpec:
                 prompt=PromptSpec(**record["prompt"]),
                 pooling=record["pooling"],
                 pad_token=record.get("pad_token"),
+                calibration=_read_calibration(record),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptAdapter(f"task.json is not a task description: {error!r}") from error
+
+
+def _read_calibration(record: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration of a record, which format 2 has and format 1 has not; raises CorruptAdapter."""
+    if record["format"] == 1:
+        if "calibration" in record:
+            raise CorruptAdapter("task.json has format 1 and a calibration; that is format 2")
+        return None
+    given = Calibration(**record["calibration"])
+    temperature, reject_below = given.temperature, given.reject_below
+    if record["kind"] == "generation":
+        raise CorruptAdapter("task.json has a calibration, but a generation task has no probabilities to calibrate")
+    if not _is_within(temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE):
+        raise CorruptAdapter(
+            f"task.json has calibration.temperature {temperature!r:.80}; expected a number from {LEAST_TEMPERATURE} to "
+            f"{MOST_TEMPERATURE}"
+        )
+    if reject_below is None:
+        return Calibration(float(temperature))
+    if record["kind"] == "multilabel":
+        raise CorruptAdapter("task.json has calibration.reject_below, which a multilabel task cannot have")
+    if not _is_within(reject_below, 0, 1) or reject_below in (0, 1):
+        raise CorruptAdapter(
+            f"task.json has calibration.reject_below {reject_below!r:.80}; expected a number above 0 and below 1"
+        )
+    return Calibration(float(temperature), float(reject_below))
+
+
+def _is_within(value: Any, least: float, most: float) -> bool:
+    # Comparing lets a NaN fail, and an integer that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adapterhub.base.llama import (
+    STACKS,
+    LayerWeights,
+    NormWeights,
+    StackWeights,
+    check_family,
+    let_go,
+    read_angles,
+    read_layer,
+    read_norm,
+)
 from adapterhub.errors import BaseError
 from adapterhub.lora.linear import linear_shapes
 from adapterhub.lora.rows import RowAdapters
@@ -23,16 +34,6 @@ from .network import close_states, example_batch, example_prompts, plain_states
 
 log = logging.getLogger(__name__)
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-# Rotary embeddings whose angles depend on a token's position alone; others change with the length of the text.
-_STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
-_STACKS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-
 
 @dataclass(frozen=True)
 class _Norm:
@@ -40,6 +41,10 @@ class _Norm:
 
     weight: Tensor
     eps: float
+
+    @classmethod
+    def of(cls, norm: NormWeights) -> _Norm:
+        return cls(norm.weight, norm.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64:
@@ -55,12 +60,10 @@ class _Norm:
 class _Stack:
     """Layers that read the same input, their frozen weights stacked, with the resident adapters beside them."""
 
-    def __init__(self, layers: list[nn.Linear], rows: RowAdapters, slots: int) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        biased = any(layer.bias is not None for layer in layers)
-        self.frozen = FrozenLinear(weight, torch.cat([_bias(layer) for layer in layers]) if biased else None)
-        outs = tuple(layer.out_features for layer in layers)
-        self.slabs = LoraSlabs(layers[0].in_features, outs, weight.dtype, weight.device, slots)
+    def __init__(self, weights: StackWeights, rows: RowAdapters, slots: int) -> None:
+        weight = weights.weight
+        self.frozen = FrozenLinear(weight, weights.bias)
+        self.slabs = LoraSlabs(weight.shape[1], weights.outs, weight.dtype, weight.device, slots)
         self._rows = rows
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,18 +77,16 @@ class _Stack:
 class _Layer:
     """One transformer layer."""
 
-    def __init__(self, index: int, layer: Any, config: Any, rows: RowAdapters, slots: int) -> None:
+    def __init__(self, index: int, weights: LayerWeights, rows: RowAdapters, slots: int) -> None:
         self._index = index
-        self.stacks = tuple(_Stack([layer.get_submodule(name) for name in names], rows, slots) for names in _STACKS)
-        self._before, self._between = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-        attention = layer.self_attn
+        self.stacks = tuple(_Stack(stack, rows, slots) for stack in weights.stacks)
+        self._before, self._between = _Norm.of(weights.before), _Norm.of(weights.between)
         self._q_norm, self._k_norm = (
-            _norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
+            None if norm is None else _Norm.of(norm) for norm in (weights.q_norm, weights.k_norm)
         )
-        self._act: Callable[[Tensor], Tensor] = layer.mlp.act_fn
-        self._dim = int(attention.head_dim)
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self._scale, self._window = float(attention.scaling), _window(attention, config)
+        self._act, self._dim = weights.act, weights.dim
+        self._heads, self._kv_heads = weights.heads, weights.kv_heads
+        self._scale, self._window = weights.scale, weights.window
 
     def __call__(self, x: Tensor, batch: Batch, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Return the residual stream [tokens, hidden] after this layer; `x` may be written over."""
@@ -116,7 +117,7 @@ class LeanDecoder:
 
     def __init__(self, model: Any, slots: int) -> None:
         config, backbone = model.config, model.base_model
-        _check_family(config)
+        check_family(config)
         parameter = next(model.parameters())
         self._dtype, device = parameter.dtype, parameter.device
         example = example_batch(example_prompts(int(config.vocab_size)), device, causal=True)
@@ -124,27 +125,25 @@ class LeanDecoder:
         self.shapes = linear_shapes(backbone)
         self._rows = RowAdapters()
         self._embedding: Tensor = backbone.embed_tokens.weight
-        # Angles as the model itself computes them: that covers every static scaling of rotary embeddings.
-        span = torch.arange(int(config.max_position_embeddings), device=device)
-        cos, sin = backbone.rotary_emb(self._embedding[:1], span[None])
+        cos, sin = read_angles(backbone, config)
         half = cos.shape[-1] // 2
-        self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self._norm, self._depth = _norm(backbone.norm), len(backbone.layers)
+        self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+        self._norm, self._depth = _Norm.of(read_norm(backbone.norm)), len(backbone.layers)
         self._layers: list[_Layer] = []
         for index, layer in enumerate(backbone.layers):
-            self._layers.append(_Layer(index, layer, config, self._rows, slots))
+            self._layers.append(_Layer(index, read_layer(layer, config), self._rows, slots))
             if index == 0 and not self._agrees(example, states[1]):
                 raise ValueError(f"the first layer of this {config.model_type!r} computes something else")
-            _empty(layer)
+            let_go(layer)
         self._stacks = {
             (f"layers.{index}.{names[0]}", tuple(f"layers.{index}.{name}" for name in names)): stack
             for index, layer in enumerate(self._layers)
-            for names, stack in zip(_STACKS, layer.stacks, strict=True)
+            for names, stack in zip(STACKS, layer.stacks, strict=True)
         }
         output = model.get_output_embeddings()
         self._output = FrozenLinear(output.weight, output.bias)
         if output.weight is not self._embedding:
-            _empty(output)
+            let_go(output)
         # In 16 bits rounding alone makes forwards of many layers differ; there the first layer speaks for all.
         if torch.finfo(self._dtype).bits > 16 and not self._agrees(example, states[-1]):
             raise BaseError(f"the lean forward of this {config.model_type!r} base differs from the plain one")
@@ -196,38 +195,6 @@ class LeanDecoder:
         """Return whether what is built so far gives the states that the model itself gave."""
         whole = len(self._layers) == self._depth
         return close_states(self.forward(example) if whole else self._stream(example), expected)
-
-
-def _check_family(config: Any) -> None:
-    """Raise ValueError where a config asks for what this forward does not compute."""
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"bases of type {config.model_type!r} are not of the Llama family")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in _STATIC_ROPE:
-        raise ValueError(f"rotary embeddings of type {rope!r} change with the length of the text")
-
-
-def _window(attention: Any, config: Any) -> int | None:
-    """Return the sliding window of an attention layer: its own where it knows one, else Mistral's for all layers."""
-    if hasattr(attention, "sliding_window"):
-        found = attention.sliding_window
-    else:
-        found = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
-    return None if found is None else int(found)
-
-
-def _bias(layer: nn.Linear) -> Tensor:
-    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-
-
-def _norm(module: Any) -> _Norm:
-    return _Norm(module.weight.data, float(module.variance_epsilon))
-
-
-def _empty(module: nn.Module) -> None:
-    """Let go of a module's weights: they live on in packed form."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.new_empty(0)
 
 
 def _rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

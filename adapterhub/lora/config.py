@@ -67,6 +67,13 @@ class AdapterConfig:
                 return float(alpha)
         return self.alpha
 
+    def rank_of(self, module: str) -> int:
+        """Return the rank for a module name, by the same rule."""
+        for pattern, rank in self.rank_pattern.items():
+            if re.match(rf"(?:.*\.)?({pattern})$", module):
+                return int(rank)
+        return self.rank
+
     def to_json(self) -> str:
         """Return canonical text: sorted keys and names, no library version, so equal runs give equal bytes."""
         record: dict[str, Any] = {

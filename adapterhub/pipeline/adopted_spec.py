@@ -12,7 +12,7 @@ from adapterhub.base.source import Base
 from adapterhub.data.task import Kind, Pooling, PromptSpec, TaskSpec
 from adapterhub.errors import UsageError
 
-from .build import DEFAULT_MAX_LENGTH
+from .prepare import DEFAULT_MAX_LENGTH
 
 
 def adopted_spec(base: Base, skeleton: Any, labels: tuple[str, ...], kind: Kind, pad_token: str | None) -> TaskSpec:

@@ -1,22 +1,21 @@
-"""From a recipe to a published version: read, train, measure, publish."""
+"""From recipes to published versions: prepare, train, calibrate, measure, publish."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.base.cache import cache_root
-from adapterhub.base.catalog import refuse_base_name
-from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
-from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
-from adapterhub.errors import AdapterHubError, ConfigError, UsageError
+from adapterhub.data.task import TaskSpec
+from adapterhub.errors import AdapterHubError
+from adapterhub.folders import cache_root
 from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
 from adapterhub.registry.bundle import CARD_FILE, digest_folder
@@ -25,25 +24,30 @@ from adapterhub.registry.provenance import git_commit, package_versions
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
-from .measure import completion_limits, gold_answers, score
+from .calibrate import Calibrated, calibrate
+from .measure import answers, completion_limits, gold_answers, score
 from .pairs import preference_of, retrieval_of
-from .splits import Splits, read_splits
+from .prepare import Prepared, prepare
+from .runs import held, run_folder
 
 if TYPE_CHECKING:
+    from adapterhub.runtime.hub import AdapterHub
     from adapterhub.training.job import Progress, TrainingResult
-
-# Unless the recipe says otherwise: bases advertise contexts far longer than a task's texts, and memory follows length.
-DEFAULT_MAX_LENGTH = 2048
+    from adapterhub.training.train import Trained
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A published version, how good it is, on which split that was measured, and how its training went."""
+    """A published version, how good it is, on which split that was measured, and how its training went.
+
+    `journal` is the folder with the log of the training and its plot.
+    """
 
     published: Published
     metrics: Mapping[str, Metric]
     measured_on: str
     training: TrainingResult
+    journal: Path | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Return what scripts read; the keys are pinned."""
@@ -58,6 +62,7 @@ class BuildResult:
             "examples_per_second": self.training.examples_per_second,
             "tokens_per_second": self.training.tokens_per_second,
             "peak_memory_bytes": self.training.peak_memory_bytes,
+            "journal": None if self.journal is None else str(self.journal),
         }
 
 
@@ -67,114 +72,159 @@ def build(recipe: Recipe, registry: Registry, progress: Progress) -> BuildResult
     An adapter that cannot be published although it was trained is kept, and the message says where. Raises what the
     stages raise: ConfigError, DataError, BaseNotFound, BaseError, BaseMismatch, TrainingError.
     """
-    from adapterhub.training.job import TrainingJob
-    from adapterhub.training.train import train_adapter
+    (outcome,) = build_all([recipe], registry, progress)
+    if isinstance(outcome, AdapterHubError):
+        raise outcome
+    return outcome
 
-    progress.stage(f"{recipe.task}: reading {recipe.data.train}")
-    splits = read_splits(recipe)
-    base = open_base(recipe.base_name, progress=_Stages(progress))
-    refuse_base_name(recipe.task)
-    registry.check_base(recipe.task, base.fingerprint)
-    check_writable(registry.root / recipe.task)
-    spec = make_spec(recipe, base, splits.labels)
-    progress.stage(
-        f"{recipe.task}: {len(splits.train)} rows to train on, {len(splits.validation)} to validate on"
-        f"{f' ({splits.held_out})' if splits.held_out else ''}; base {base.name}"
-    )
-    job = TrainingJob(recipe, base, spec, splits.train, splits.validation, splits.test)
+
+def build_all(
+    recipes: Sequence[Recipe],
+    registry: Registry,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    tell: Callable[[BuildResult], None] = lambda _: None,
+) -> list[BuildResult | AdapterHubError]:
+    """Make the adapters of `recipes`, those of one base at the same time, and return what came of each, in order.
+
+    One that fails does not stop the others. With `resume` a training that was interrupted goes on from its last
+    checkpoint. `tracker` is the name of a tracker that accelerate knows. `tell` hears of each version
+    as soon as it is published. Of several processes (accelerate launch) the
+    first one alone measures and publishes; the others return nothing.
+    """
+    found: dict[int, BuildResult | AdapterHubError] = {}
+    ready: dict[int, Prepared] = {}
+    for i, recipe in enumerate(recipes):
+        try:
+            ready[i] = prepare(recipe, registry, progress)
+        except AdapterHubError as error:
+            found[i] = error
+    main = True
+    for group in _groups(ready):
+        try:
+            outcomes = _make([ready[i] for i in group], registry, progress, resume=resume, tracker=tracker, tell=tell)
+        except AdapterHubError as error:
+            outcomes = [error] * len(group)
+        main = outcomes is not None
+        found |= dict(zip(group, outcomes or [], strict=False))
+    return [found[i] for i in range(len(recipes))] if main else []
+
+
+def _groups(ready: Mapping[int, Prepared]) -> list[list[int]]:
+    """Return which jobs train at the same time: those of one base and precision, each task once."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    seen: dict[str, int] = {}
+    for i, each in ready.items():
+        turn = seen[each.recipe.task] = seen.get(each.recipe.task, -1) + 1
+        groups.setdefault((each.base.fingerprint, each.recipe.training.precision, turn), []).append(i)
+    return list(groups.values())
+
+
+def _make(
+    jobs: Sequence[Prepared],
+    registry: Registry,
+    progress: Progress,
+    *,
+    resume: bool,
+    tracker: str | None,
+    tell: Callable[[BuildResult], None],
+) -> list[BuildResult | AdapterHubError] | None:
+    """Train jobs of one base, measure and publish each adapter; return None in other processes than the first."""
+    from adapterhub.training.train import Trainer
+
+    base, precision = jobs[0].base, jobs[0].recipe.training.precision
+    folder = run_folder(jobs)
+    trainer = Trainer(base, precision, tracker=tracker, folder=folder)
+    main = bool(trainer.accelerator.is_main_process)
+    with held(folder) if main else nullcontext():
+        outcomes = trainer.train([each.job() for each in jobs], progress, folder, resume=resume)
+        trainer.close()
+        gc.collect()  # The training model goes before the one that answers comes.
+        if not main:
+            return None
+        found = _publish_all(jobs, outcomes, registry, progress, folder, tell)
+        if not any(isinstance(each, AdapterHubError) for each in found):
+            trainer.forget(folder)
+    return found
+
+
+def _publish_all(
+    jobs: Sequence[Prepared],
+    outcomes: Sequence[Trained | AdapterHubError],
+    registry: Registry,
+    progress: Progress,
+    folder: Path,
+    tell: Callable[[BuildResult], None],
+) -> list[BuildResult | AdapterHubError]:
+    """Publish what was trained; what cannot be published stands in its place as the error."""
+    if all(isinstance(each, AdapterHubError) for each in outcomes):
+        return [each for each in outcomes if isinstance(each, AdapterHubError)]
+    from adapterhub.runtime.hub import AdapterHub
+
+    found: list[BuildResult | AdapterHubError] = []
+    with AdapterHub(base=jobs[0].base, registry=registry, precision=jobs[0].recipe.training.precision) as hub:
+        for prepared, trained in zip(jobs, outcomes, strict=True):
+            if isinstance(trained, AdapterHubError):
+                found.append(trained)
+                continue
+            try:
+                result = _publish(prepared, trained, hub, registry, progress, folder / prepared.recipe.task)
+            except AdapterHubError as error:
+                found.append(error)
+            else:
+                tell(result)
+                found.append(result)
+    return found
+
+
+def _publish(
+    prepared: Prepared, trained: Trained, hub: AdapterHub, registry: Registry, progress: Progress, journal: Path
+) -> BuildResult:
+    recipe, splits, result = prepared.recipe, prepared.splits, trained.result
+    measured_on, examples = splits.measured
+    calibrated = Calibrated(result.spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as scratch:
         folder = Path(scratch) / "adapter"
-        result = train_adapter(job, folder, progress)
-        gc.collect()  # The training model goes before the one that answers comes.
-        measured_on, examples = splits.measured
-        progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
+        trained.write(folder)
         try:
-            metrics = measure(recipe, base, registry, folder, result.spec, examples)
-            published = registry.publish(recipe.task, folder, make_card(recipe, base, splits, result, metrics))
+            calibrated = calibrate(recipe, hub, folder, result.spec, splits)
+            result = replace(result, spec=calibrated.spec)
+            if calibrated.record:
+                progress.stage(f"{recipe.task}: {calibrated}")
+            progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
+            metrics = measure(recipe, hub, folder, result.spec, examples, splits.measured_outside)
+            published = registry.publish(recipe.task, folder, make_card(prepared, result, metrics, calibrated.record))
         except AdapterHubError as error:
-            kept = keep(recipe.task, folder, make_card(recipe, base, splits, result, {}))
+            kept = keep(recipe.task, folder, make_card(prepared, result, {}, calibrated.record))
             raise type(error)(
                 f"{error}. Training had succeeded and its adapter is kept in {kept}: when that is solved, publish it "
                 f"with `adapterhub registry import {kept} --task {recipe.task}`"
             ) from error
-    return BuildResult(published, metrics, measured_on, result)
-
-
-def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
-    """Return the rules of a recipe's task on a base; pooling is left for training to find out.
-
-    Raises ConfigError where the recipe asks for a context, a chat template or a use that the base does not have.
-    """
-    if task_kind(recipe.kind) == "generation" and base.is_encoder:
-        raise ConfigError(
-            f"{recipe.path}: kind is {recipe.kind!r}, but base {base.name!r} is an encoder, which cannot write; "
-            "use a decoder such as smollm2-135m-instruct"
-        )
-    if recipe.max_length is not None and recipe.max_length > base.context_length:
-        raise ConfigError(
-            f"{recipe.path}: max_length is {recipe.max_length}, but base {base.name!r} reads {base.context_length} "
-            f"tokens; set it to {base.context_length} or less"
-        )
-    return TaskSpec(
-        kind=task_kind(recipe.kind),
-        base_fingerprint=base.fingerprint,
-        max_length=recipe.max_length or min(base.context_length, DEFAULT_MAX_LENGTH),
-        labels=tuple(labels),
-        prompt=_prompt(recipe, base),
-        pad_token=recipe.pad_token,
-    )
-
-
-def _prompt(recipe: Recipe, base: Base) -> PromptSpec:
-    """Settle the prompt's style, and copy the base's chat template, so that it is the same wherever it is served."""
-    style, asked = recipe.prompt.style, recipe.prompt
-    if task_kind(recipe.kind) != "generation" or style == "plain":
-        if style == "chat":
-            raise ConfigError(
-                f"{recipe.path}: prompt.style is 'chat', which only 'generation' and 'preference' have; leave it out"
-            )
-        return PromptSpec("plain", asked.system, asked.template)
-    from adapterhub.base.load import load_tokenizer
-
-    template = load_tokenizer(base, recipe.pad_token).chat_template
-    if isinstance(template, dict):  # Several by name: for tools, for retrieval, and one for plain talk.
-        template = template.get("default")
-    if isinstance(template, str):
-        return PromptSpec("chat", asked.system, asked.template, template)
-    if style == "chat":
-        raise ConfigError(
-            f"{recipe.path}: prompt.style is 'chat', but base {base.name!r} has no chat template; set it to 'plain'"
-        )
-    return PromptSpec("plain", asked.system, asked.template)
+    return BuildResult(published, metrics, measured_on, result, journal)
 
 
 def measure(
-    recipe: Recipe, base: Base, registry: Registry, folder: Path, spec: TaskSpec, examples: Sequence[Example]
+    recipe: Recipe,
+    hub: AdapterHub,
+    folder: Path,
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    outside: Sequence[Example] = (),
 ) -> dict[str, Metric]:
-    """Return the metrics of a recipe's adapter folder, answering through the same runtime that serves it."""
-    from adapterhub.runtime.hub import AdapterHub
+    """Return the metrics of a recipe's adapter folder, answering through the same runtime that serves it.
 
-    with AdapterHub(base=base, registry=registry, precision=recipe.training.precision) as hub:
-        target = hub.folder(folder)
-        if recipe.kind == "preference":
-            return preference_of(hub, target, examples)
-        ask = partial(hub.answers, target)
-        if spec.kind == "embedding":
-            return retrieval_of(spec, examples, ask)
-        return score(spec, examples, gold_answers(ask, examples, completion_limits(base, spec, examples)))
-
-
-def check_writable(place: Path) -> None:
-    """Raise UsageError where nothing can be written at `place`, which need not exist yet; leaves nothing there."""
-    try:
-        nearest = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"the registry cannot be written to: {str(place)!r} ({error.strerror or error}); "
-            "name another with --registry, or see to its permissions"
-        ) from error
+    `outside` are rows that have none of the task's labels.
+    """
+    target = hub.folder(folder)
+    if recipe.kind == "preference":
+        return preference_of(hub, target, examples)
+    ask = partial(hub.answers, target)
+    if spec.kind == "embedding":
+        return retrieval_of(spec, examples, ask)
+    answered = gold_answers(ask, examples, completion_limits(hub.base, spec, examples))
+    return score(spec, examples, answered, list(answers(ask, outside)) if outside else [])
 
 
 def keep(task: str, folder: Path, card: Card) -> Path:
@@ -194,19 +244,25 @@ def keep(task: str, folder: Path, card: Card) -> Path:
 
 
 def make_card(
-    recipe: Recipe, base: Base, splits: Splits, result: TrainingResult, metrics: Mapping[str, Metric]
+    prepared: Prepared, result: TrainingResult, metrics: Mapping[str, Metric], calibration: Mapping[str, Any]
 ) -> Card:
     """Return the card: where everything came from, and what came of it."""
+    recipe, splits = prepared.recipe, prepared.splits
     return Card(
         kind=result.spec.kind,
-        base=base.to_card(),
+        base=prepared.base.to_card(),
         task=recipe.task,
         recipe=recipe.to_record(),
         data=splits.to_record(),
         labels=splits.labels,
         metrics={name: metric.to_record() for name, metric in metrics.items()},
         measured_on=splits.measured[0],
-        training={**result.to_record(), "seed": recipe.training.seed},
+        training={
+            **result.to_record(),
+            "seed": recipe.training.seed,
+            **({} if prepared.init is None else {"init": prepared.init.digest}),
+        },
+        calibration=calibration,
         packages=package_versions(),
         git_commit=git_commit(recipe.path.parent),
         description=recipe.description,
@@ -214,16 +270,3 @@ def make_card(
         language=recipe.language,
         datasets=recipe.datasets,
     )
-
-
-class _Stages:
-    """Tells training's progress what fetching a base tells, one line a step."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = ""
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
-        if step != self._last:
-            self._progress.stage(step)
-            self._last = step

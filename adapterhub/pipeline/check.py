@@ -20,10 +20,10 @@ from adapterhub.recipe import LABELLED, Kind, Recipe, load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
 
-from .build import make_spec
 from .check_pairs import PAIRED, count_texts, pair_warnings
 from .estimate import Estimate, estimate, measure_lengths
-from .splits import held_out_of
+from .prepare import make_spec
+from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
 Found = TypeVar("Found")
 Asked = ParamSpec("Asked")
@@ -99,7 +99,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
     report.task, report.kind, report.base = recipe.task, recipe.kind, recipe.base
     splits = _read_splits(recipe, report)
     labels = _check_labels(recipe, splits, report)
-    _check_texts(recipe, splits, report)
+    outside = _read_outside(recipe, report)
+    _check_texts(recipe, {**splits, **outside}, report)
     if "train" in splits and "validation" not in splits and recipe.data.validation is None:
         _hold_out(recipe, splits, report)
     if not report.problems:
@@ -109,7 +110,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
         if registry is not None:
             _collect(report, registry.check_base, recipe.task, base.fingerprint)
         if {"validation", *(name for name, _ in recipe.data.splits())} <= splits.keys():
-            report.estimate = _collect(report, _estimate, recipe, base, labels, splits)
+            report.estimate = _collect(report, _estimate, recipe, base, labels, {**splits, **outside})
     return report
 
 
@@ -132,6 +133,17 @@ def _read_splits(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
             labels, texts = _count_labels(examples, recipe.kind), count_texts(examples, recipe.kind)
             report.splits[name] = SplitReport(source, len(examples), labels, texts)
     return splits
+
+
+def _read_outside(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
+    """Read the out-of-scope rows, by their name in the recipe, as `_read_splits` reads the others."""
+    found: dict[str, list[Example]] = {}
+    for split, source in recipe.data.outside():
+        examples = _collect(report, read_outside, recipe.resolve(source), recipe.kind)
+        if examples is not None:
+            found[outside_name(split)] = examples
+            report.splits[outside_name(split)] = SplitReport(source, len(examples), {})
+    return found
 
 
 def _read(recipe: Recipe, source: str) -> list[Example]:
@@ -191,9 +203,11 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
         shared = [text for text in seen[second] if text in seen[first]]
         if shared:
             example = seen[second][shared[0]][0]
+            torn = second.startswith(OUTSIDE) and not first.startswith(OUTSIDE)
+            so = "rows out of scope have no label" if torn else f"{second} metrics will flatter"
             report.warnings.append(
                 f"{second} and {first} share {_count(len(shared), 'text')}, the first at {example.where} "
-                f"({_short(shared[0])}); {second} metrics will flatter"
+                f"({_short(shared[0])}); {so}"
             )
 
 

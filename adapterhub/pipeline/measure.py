@@ -11,7 +11,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import Kind, TaskSpec
 from adapterhub.data.tokens import encode_input
 from adapterhub.errors import InvalidRequest
-from adapterhub.metrics import Metric, evaluate
+from adapterhub.metrics import Metric, accuracy, auroc, calibration_error, evaluate, rejection_recall
 
 if TYPE_CHECKING:
     from adapterhub.runtime.target import Prediction
@@ -79,12 +79,40 @@ def _prompt_tokens(tokenizer: Any, spec: TaskSpec, example: Example) -> int:
         raise type(error)(f"{example.where}: {error}", param=error.param) from error
 
 
-def score(spec: TaskSpec, examples: Sequence[Example], answered: Iterable[tuple[int, Prediction]]) -> dict[str, Metric]:
-    """Return the metrics of (row, answer) pairs, each row answered once."""
+def score(
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    answered: Iterable[tuple[int, Prediction]],
+    outside: Sequence[Prediction] = (),
+) -> dict[str, Metric]:
+    """Return the metrics of (row, answer) pairs, each row answered once.
+
+    Those of a classification are of the likeliest labels, given or not, so that tasks can be compared. What rejecting
+    does stands beside them: where the task may reject, how many of `examples` get their right label all the same, and
+    with answers to rows that have no label of the task (`outside`), how many of these are rejected.
+    """
     assert spec.kind != "embedding", "see pairs.retrieval_of"
-    found = dict(answered)
-    predicted = [found[row].answer for row in range(len(examples))]
-    return evaluate(spec.kind, [gold_of(example, spec.kind) for example in examples], predicted, spec.labels)
+    by_row = dict(answered)
+    found = [by_row[row] for row in range(len(examples))]
+    gold = [gold_of(example, spec.kind) for example in examples]
+    if spec.kind != "classification":
+        return evaluate(spec.kind, gold, [answer.answer for answer in found], spec.labels)
+    labels, sure = zip(*map(likeliest, found), strict=True)
+    metrics = evaluate(spec.kind, gold, labels, spec.labels)
+    metrics["ece"] = calibration_error(sure, [want == got for want, got in zip(gold, labels, strict=True)])
+    if outside or (spec.calibration is not None and spec.calibration.reject_below is not None):
+        metrics["in_scope_accuracy"] = accuracy(gold, [answer.label for answer in found])
+    if outside:
+        metrics["oos_recall"] = rejection_recall([answer.label for answer in outside])
+        metrics["oos_auroc"] = auroc(sure, [likeliest(answer)[1] for answer in outside])
+    return metrics
+
+
+def likeliest(answer: Prediction) -> tuple[str, float]:
+    """Return the likeliest label and its probability, whether the task gave it or found it too unlikely."""
+    assert answer.probs
+    label, chance = max(answer.probs.items(), key=lambda pair: pair[1])
+    return (label if answer.label is None else answer.label), chance
 
 
 def gold_of(example: Example, kind: Kind) -> Any:

@@ -20,6 +20,7 @@ class Card:
     base: name, public_id, fingerprint, derived_from and, from the Hub, revision. recipe: the recipe's record. data:
     split → name, rows, sha256 of its content ids. metrics: name → value, low, high, measured on the split
     `measured_on`. training: steps, seconds, examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed.
+    calibration: the temperature and the probability to give no label below, each with its reason.
     packages: name → version. parents: refs or digests this version was made from. created_at: UTC, ISO 8601. Keys of a
     later program are kept in `extra`.
     """
@@ -34,6 +35,7 @@ class Card:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     measured_on: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     created_at: str = ""
@@ -96,14 +98,14 @@ class Card:
         if "base" in recipe:
             recipe["base"] = base["name"]
         if isinstance(recipe.get("data"), Mapping):
-            recipe["data"] = {split: _public_path(place) for split, place in recipe["data"].items()}
+            recipe["data"] = _public_paths(recipe["data"])
         data = {split: {**part, "name": _public_path(part.get("name"))} for split, part in self.data.items()}
         return replace(self, base=base, recipe=recipe, data=data)
 
 
 _FIELDS = tuple(each.name for each in fields(Card) if each.name != "extra")
 _TUPLES = frozenset({"labels", "language", "datasets", "parents"})
-_MAPPINGS = frozenset({"base", "recipe", "data", "metrics", "training", "packages"})
+_MAPPINGS = frozenset({"base", "recipe", "data", "metrics", "training", "calibration", "packages"})
 
 
 def _plain(value: Any) -> Any:
@@ -128,6 +130,14 @@ def _of_type(name: str, value: Any) -> Any:
 def _is_place(text: str) -> bool:
     """Say whether a text is a path from this machine's root, the home folder, here or above."""
     return text.startswith(("/", "~", ".", "\\")) or PureWindowsPath(text).is_absolute()
+
+
+def _public_paths(places: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the places of a recipe's data, those of out-of-scope rows a level below, without their folders."""
+    return {
+        split: _public_paths(place) if isinstance(place, Mapping) else _public_path(place)
+        for split, place in places.items()
+    }
 
 
 def _public_path(place: Any) -> Any:

@@ -20,6 +20,10 @@ _METRICS = {
     "micro_f1": ("f1", "Micro F1"),
     "exact_match": ("exact_match", "Exact match"),
     "field_f1": ("f1", "Field F1"),
+    "ece": ("ece", "Expected calibration error"),
+    "in_scope_accuracy": ("accuracy", "In-scope accuracy"),
+    "oos_recall": ("recall", "Out-of-scope recall"),
+    "oos_auroc": ("roc_auc", "Out-of-scope AUROC"),
     "preference_accuracy": ("accuracy", "Preference accuracy"),
     "recall_at_1": ("recall", "Recall@1"),
     "recall_at_5": ("recall", "Recall@5"),
@@ -38,7 +42,14 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 def model_card(card: Card, spec: TaskSpec) -> str:
     """Return the whole README.md: YAML front matter as the Hub reads it, then text for people."""
     front = _dump(front_matter(card))
-    sections = (_about(card), _metrics(card), _weights(card), _use(card, spec), _training(card))
+    sections = (
+        _about(card),
+        _metrics(card),
+        _calibration(card, spec),
+        _weights(card),
+        _use(card, spec),
+        _training(card),
+    )
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -117,6 +128,19 @@ def _metrics(card: Card) -> str:
         numbers = " | ".join(f"{metric[key]:.4f}" for key in ("value", "low", "high"))
         lines.append(f"| {_text(_METRICS.get(name, (name, name))[1])} | {numbers} |")
     return "\n".join(lines)
+
+
+def _calibration(card: Card, spec: TaskSpec) -> str:
+    """Say what becomes of the logits; nothing where they are taken as they are, and the card says nothing of it."""
+    said = spec.calibration
+    lines = []
+    if said is not None:
+        lines.append(f"Logits are divided by a temperature of {said.temperature:g} before they become probabilities.")
+        if said.reject_below is not None:
+            lines.append(f"A text whose likeliest label has a probability below {said.reject_below:g} gets no label.")
+    reasons = [(key, card.calibration.get(f"{key}_reason")) for key in ("temperature", "reject_below")]
+    lines += [f"{_code(key)}: {_text(why)}." for key, why in reasons if why]
+    return "\n\n".join(["## Calibration", *lines]) if lines else ""
 
 
 def _weights(card: Card) -> str:

@@ -83,7 +83,15 @@ def peft_snippet(card: Card, spec: TaskSpec) -> str:
     if spec.kind == "embedding":
         return _EMBED.format(**common, text=_text(spec, "text"), pooled=_POOLED[spec.pooling or "mean"])
     labels = json.dumps(list(spec.labels), ensure_ascii=False)
-    return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_ANSWERS[spec.kind])
+    return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_answer(spec))
+
+
+def _answer(spec: TaskSpec) -> str:
+    """Return the last line: a temperature changes no label, but a task may be too unsure to give one."""
+    if spec.calibration is None or spec.calibration.reject_below is None:
+        return _ANSWERS[spec.kind]
+    probs = f"probs = (logits / {spec.calibration.temperature!r}).softmax(-1)"
+    return f"{probs}\nprint(labels[probs.argmax()] if probs.max() >= {spec.calibration.reject_below!r} else None)"
 
 
 def _prompt(spec: TaskSpec) -> str:

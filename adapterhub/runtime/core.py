@@ -33,13 +33,14 @@ from adapterhub.engine.request import (
 from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
 from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
+from adapterhub.native.threads import choose_threads
 
 from .adapters import AdapterCache
 from .pending import Pending
 from .sampling import make_sampling
 from .stream import Chunk, GenerationStream
 from .target import Embedding, GenerationRequest, Prediction, Score, Target
-from .threads import choose_threads
+from .threads import decode_chain
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class LoadedBase:
         self._tokenizer = load_tokenizer(base, require_pad=False)
         self._weights = options.weights
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        self.threads = choose_threads(options.threads, load_hidden_size(base), dtype, options.device)
+        width = load_hidden_size(base)
+        self.threads = choose_threads(options.threads, lambda: decode_chain(width, dtype), options.device)
         log.info("computing with threads: %d (%s)", self.threads.count, self.threads.reason)
         self._stop_ids: frozenset[int] = frozenset()
 
@@ -317,12 +319,21 @@ def _unit(vector: torch.Tensor) -> torch.Tensor:
 
 
 def _labelled(spec: TaskSpec, logits: torch.Tensor, tokens: int) -> Prediction:
-    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid)."""
+    """Return the likeliest label (softmax), or for multilabel every label from one half on (sigmoid).
+
+    With a calibration the logits are divided by its temperature first, and no label is given where the likeliest one is
+    less likely than it asks for.
+    """
+    given = tuple(logits.tolist())
+    temperature = 1.0 if spec.calibration is None else spec.calibration.temperature
     if spec.kind == "multilabel":
-        values = torch.sigmoid(logits).tolist()
+        values = torch.sigmoid(logits / temperature).tolist()
         probs = dict(zip(spec.labels, values, strict=True))
         chosen = tuple(label for label, value in probs.items() if value >= 0.5)
-        return Prediction(labels=chosen, probs=probs, prompt_tokens=tokens)
-    values = torch.softmax(logits, dim=-1).tolist()
+        return Prediction(labels=chosen, probs=probs, logits=given, prompt_tokens=tokens)
+    # Below the highest, so that no logit divided by a small temperature becomes infinite where it counts.
+    values = torch.softmax((logits - logits.max()) / temperature, dim=-1).tolist()
     probs = dict(zip(spec.labels, values, strict=True))
-    return Prediction(label=spec.labels[int(logits.argmax())], probs=probs, prompt_tokens=tokens)
+    least = None if spec.calibration is None else spec.calibration.reject_below
+    label = None if least is not None and max(values) < least else spec.labels[int(logits.argmax())]
+    return Prediction(label=label, probs=probs, logits=given, prompt_tokens=tokens)

@@ -221,7 +221,10 @@ class AdapterHub:
     def classify(
         self, target: Target, inputs: Sequence[Input], cancelled: threading.Event | None = None
     ) -> list[Prediction]:
-        """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets."""
+        """Return labels and probabilities for each input; blocks. Raises UnsupportedRequest for other targets.
+
+        A label is None where the task was made to reject what it is not sure of, and is not.
+        """
         if target.spec is None or target.spec.kind in ("generation", "embedding"):
             what = "makes vectors" if target.spec and target.spec.kind == "embedding" else "generates text"
             raise UnsupportedRequest(f"{target.name!r} {what}; it has no labels to choose from", param="model")

@@ -66,24 +66,28 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`, or a `vector` of length 1."""
+    """One answer: `label` and `probs`, or `labels` and `probs`, or `completion`, or a `vector` of length 1.
+
+    `label` is None beside `probs` where the task gives no label: its likeliest one is not likely enough. `logits` are
+    what the head gave, before any temperature, one a label; they are no part of the record.
+    """
 
     label: str | None = None
     labels: tuple[str, ...] | None = None
     probs: Mapping[str, float] | None = None
     completion: str | None = None
+    logits: tuple[float, ...] | None = None
     vector: tuple[float, ...] | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     @property
-    def answer(self) -> str | tuple[str, ...]:
-        """The label, the labels or the completion: what metrics compare with gold."""
+    def answer(self) -> str | tuple[str, ...] | None:
+        """The label, the labels or the completion: what metrics compare with gold. None where no label is given."""
         if self.labels is not None:
             return self.labels
-        found = self.label if self.label is not None else self.completion
-        assert found is not None
-        return found
+        assert self.completion is not None or self.probs is not None
+        return self.label if self.completion is None else self.completion
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON-able answer, without token counts."""

@@ -7,7 +7,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 
 from .classify import classify
-from .described import ASKED, GUARDED, POSTED, STREAMED, refusals
+from .described import ASKED, CLASSIFIED, GUARDED, POSTED, STREAMED, refusals
 from .embed import embed
 from .errors import install_handlers
 from .generate import chat, complete
@@ -76,9 +76,9 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Continue one prompt or several."""
         return await complete(service, request, body)
 
-    @app.post("/v1/classify", responses=refusals(*POSTED))
+    @app.post("/v1/classify", responses=CLASSIFIED | refusals(*POSTED))
     async def classification(request: Request, body: ClassifyBody) -> Response:
-        """Label one input or several."""
+        """Label one input or several; a task that was made to may give none of its labels, null."""
         return await classify(service, request, body)
 
     @app.post("/v1/embeddings", responses=refusals(*POSTED))

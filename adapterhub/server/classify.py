@@ -38,6 +38,7 @@ async def classify(service: Service, request: Request, body: ClassifyBody) -> Re
 
 
 def _entry(index: int, prediction: Prediction) -> dict[str, Any]:
+    """Return one entry; `label` is null where the task gives none, and what it thinks of each stands in `probs`."""
     multilabel = prediction.labels is not None
     chosen = {"labels": list(prediction.labels or ())} if multilabel else {"label": prediction.label}
     return {"index": index, **chosen, "probs": dict(prediction.probs or {})}

@@ -23,6 +23,35 @@ POSTED = (*ASKED, 413)
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
+class Labelled(BaseModel):
+    """One input's label (null where the task finds none likely enough) or labels, and the probability of each."""
+
+    index: int
+    label: str | None = None
+    labels: list[str] | None = None
+    probs: dict[str, float]
+
+
+class Usage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ClassifyAnswer(BaseModel):
+    """What `/v1/classify` answers: an entry an input, in order, with `labels` for a multilabel task, else `label`."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Labelled]
+    usage: Usage
+
+
+CLASSIFIED: dict[int | str, dict[str, Any]] = {200: {"model": ClassifyAnswer}}
+
+
 class ErrorDetail(BaseModel):
     """What was wrong, as OpenAI tells it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from adapterhub.base.source import Base
@@ -22,7 +23,8 @@ class TrainingJob:
 
     `spec.pooling` may be None for classification: the network decides it, and `TrainingResult.spec` carries it.
     `validation` may be empty; then nothing is evaluated and the last weights are kept. `test` is not looked at, but
-    checked as the others are: what cannot be encoded is refused before training.
+    checked as the others are: what cannot be encoded is refused before training. `init` is the folder of an adapter to
+    begin at.
     """
 
     recipe: Recipe
@@ -31,6 +33,7 @@ class TrainingJob:
     train: Sequence[Example]
     validation: Sequence[Example] = ()
     test: Sequence[Example] = ()
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: the mean loss of its batch, the speed so far, and the time left if it goes on like that."""
+    """One optimiser step: the mean loss of its batch, the speed so far, and the time left if it goes on like that.
+
+    `epoch` counts passes over the rows, `gradient_norm` is that before clipping.
+    """
 
     step: int
     steps: int
@@ -65,13 +71,16 @@ class StepReport:
     examples_per_second: float
     tokens_per_second: float
     seconds_left: float
+    epoch: float
+    gradient_norm: float
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What came of a job.
 
-    `spec` is what task.json says. `seconds` is all of the training, evaluations included; examples and tokens (padding
+    `spec` is what task.json says. `seconds` is all of the training, evaluations included; `trunk_seconds` before it are
+    those of the layers below the adapter, where they were not kept already. Examples and tokens (padding
     not counted) per second are of the training steps alone. `best` is the evaluation whose weights were kept, None
     without validation. `peak_memory_bytes` is the most this process has held resident, `precision` the dtype the frozen
     base was computed in.
@@ -80,6 +89,7 @@ class TrainingResult:
     spec: TaskSpec
     steps: int
     seconds: float
+    trunk_seconds: float
     examples_per_second: float
     tokens_per_second: float
     peak_memory_bytes: int
@@ -97,19 +107,19 @@ class TrainingResult:
 
 
 class Progress(Protocol):
-    """Who is told how training goes; every method is called from the training thread."""
+    """Who is told how training goes, of several tasks perhaps; every method is called from the training thread."""
 
     def stage(self, message: str) -> None:
         """Say what happens next, in one line."""
 
-    def begin(self, steps: int) -> None:
-        """Get ready for at most `steps` steps."""
+    def begin(self, task: str, steps: int) -> None:
+        """Get ready for at most `steps` steps of a task."""
 
-    def step(self, report: StepReport) -> None:
+    def step(self, task: str, report: StepReport) -> None:
         """Take note of one optimiser step."""
 
-    def evaluated(self, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, task: str, evaluation: Evaluation, *, best: bool) -> None:
         """Take note of an evaluation on validation; `best` where it is the best so far."""
 
-    def end(self) -> None:
-        """Close: training is over, whether it succeeded or not."""
+    def end(self, task: str) -> None:
+        """Close: training of the task is over, whether it succeeded or not."""

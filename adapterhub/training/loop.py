@@ -1,150 +1,218 @@
-"""The training loop: batch after batch, one optimiser step each."""
+"""The training loop: the next batch of every adapter in one forward and backward, then an optimiser step for each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count, islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from adapterhub.recipe import Training
+from adapterhub.errors import TrainingError
 
-from .batches import epoch_batches
-from .evaluate import BestWeights, Limits, check_finite, evaluate
+from .checkpoint import Checkpoint
 from .job import Progress, StepReport
-from .network import Network
-from .objectives import Objective
-from .parts import accumulate
-from .rows import Row
-from .schedule import multiplier, steps_per_epoch, total_steps
+from .keeper import Keeper
+from .learner import Judged, Network, Turn
+from .rows import Row, batch_of
+from .run import Run, Snapshot
+
+# Steps between snapshots, which a training that breaks down goes back to; and seconds between those that are written to
+# disk, which is what a killed one loses, with the steps since.
+SNAPSHOT_STEPS = 25
+CHECKPOINT_SECONDS = 20.0
+Track = Callable[[str, Mapping[str, float], int], None]
 
 
-@dataclass
-class Speed:
-    """Examples and tokens (padding not counted) seen, and the seconds their steps took."""
-
-    examples: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def examples_per_second(self) -> float:
-        """Examples a second of training; 0 before the first step."""
-        return self.examples / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens a second of training; 0 before the first step."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-@dataclass
 class Loop:
-    """Everything one training run needs; `run` runs it once.
+    """Trains `runs` on one network, side by side; `run` does it once.
 
-    `step` is the number of optimiser steps done, `best` what validation has shown so far.
+    A `keeper` keeps checkpoints and journals; `track` hears of every figure besides. `failed` says why runs ended
+    before their time; the others go on.
     """
 
-    network: Network
-    objective: Objective
-    train: Sequence[Row]
-    validation: Sequence[Row]
-    settings: Training
-    limits: Limits
-    accelerator: Accelerator
-    progress: Progress
-    step: int = 0
-    stopped_early: bool = False
-    speed: Speed = field(default_factory=Speed)
-    best: BestWeights = field(default_factory=BestWeights)
-    started: float = field(default_factory=time.perf_counter)
+    def __init__(
+        self,
+        network: Network,
+        runs: Sequence[Run],
+        accelerator: Accelerator,
+        progress: Progress,
+        keeper: Keeper | None = None,
+        track: Track | None = None,
+    ) -> None:
+        self.network, self.runs, self.failed = network, runs, dict[str, TrainingError]()
+        self._accelerator, self._progress, self._keeper, self._track = accelerator, progress, keeper, track
+        self._good: dict[str, Snapshot] = {}
+        self._turn = 0
+        self._written = time.monotonic()
 
-    def __post_init__(self) -> None:
-        """Make optimiser and schedule for what the network lets learn."""
-        self.steps = total_steps(
-            len(self.train), self.limits.batch_size, epochs=self.settings.epochs, steps=self.settings.steps
-        )
-        self._every = self.settings.eval_every or steps_per_epoch(len(self.train), self.limits.batch_size)
-        optimizer = make_optimizer(self.network, self.settings)
-        schedule = LambdaLR(
-            optimizer, lambda step: multiplier(step, self.steps, self.settings.warmup, self.settings.schedule)
-        )
-        _, self._optimizer, self._schedule = self.accelerator.prepare(self.network.model, optimizer, schedule)
+    def resume(self) -> bool:
+        """Go on from the last checkpoint; return whether there was one. Raises TrainingError for a bad one."""
+        found = None if self._keeper is None else self._keeper.read()
+        if found is None:
+            return False
+        self.failed = {name: TrainingError(message) for name, message in found.failed.items()}
+        for run in self.runs:
+            if run.name not in self.failed:
+                run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
+        self._turn = found.turn
+        torch.set_num_threads(found.threads)
+        return True
 
     def run(self) -> None:
-        """Train to the last step, or until validation has stopped improving; the network ends with the best weights.
+        """Train every run to its last step, or until its validation has stopped improving; the best weights stay."""
+        if self._keeper is not None:
+            self._keeper.begin((run.name, run.step) for run in self.runs)
+        for run in self.runs:
+            self._progress.begin(run.name, run.steps)
+        try:
+            self._take_snapshots()
+            while active := [run for run in self.runs if not run.done and run.name not in self.failed]:
+                self._advance(active)
+                self._turn += 1
+                if self._turn % SNAPSHOT_STEPS == 0:
+                    self._take_snapshots()
+                    if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+                        self._write()
+            self._take_snapshots()
+            self._write()
+        finally:
+            for run in self.runs:
+                self._progress.end(run.name)
+            if self._keeper is not None:
+                self._keeper.end()
+        for run in self.runs:
+            if run.name not in self.failed:
+                self._guarded(run, run.finish)
 
-        Raises TrainingError where a loss or gradient is not finite.
-        """
-        self.network.model.train()
-        self.progress.begin(self.steps)
-        self.started = time.perf_counter()
-        for batch in islice(self._batches(), self.steps):
-            self._learn(batch)
-            if self.validation and (self.step % self._every == 0 or self.step == self.steps):
-                self._evaluate()
-                if self.stopped_early:
-                    break
-        self.best.restore(self.network)
-
-    def _batches(self) -> Iterator[list[int]]:
-        lengths = [row.length for row in self.train]
-        for epoch in count():
-            yield from epoch_batches(lengths, self.limits.batch_size, seed=self.settings.seed, epoch=epoch)
-
-    def _learn(self, batch: Sequence[int]) -> None:
-        """Take one optimiser step on the mean loss of all rows (or tokens) of a batch, and report it."""
+    def _advance(self, active: Sequence[Run]) -> None:
+        """Take one step of each run."""
         started = time.perf_counter()
-        learning_rate = self._schedule.get_last_lr()[0]
-        loss, tokens = self._accumulate(batch)
-        check_finite(loss, "the loss", self.step + 1)
-        norm = self.accelerator.clip_grad_norm_(self.network.trainable.values(), self.settings.max_grad_norm)
-        check_finite(float(norm), "the gradient", self.step + 1)
-        self._optimizer.step()
-        self._schedule.step()
-        self._optimizer.zero_grad()
-        self.step += 1
-        self.speed.seconds += time.perf_counter() - started
-        self.speed.examples += len(batch)
-        self.speed.tokens += tokens
-        self.progress.step(
-            StepReport(
-                step=self.step,
-                steps=self.steps,
-                loss=loss,
-                learning_rate=learning_rate,
-                examples_per_second=self.speed.examples_per_second,
-                tokens_per_second=self.speed.tokens_per_second,
-                seconds_left=(time.perf_counter() - self.started) / self.step * (self.steps - self.step),
+        batches = [run.batch() for run in active]
+        turns = [self._turn_of(run, batch) for run, batch in zip(active, batches, strict=True)]
+        losses = self._summed(self.network.learn(turns), active)
+        seconds = time.perf_counter() - started
+        for run, batch, loss in zip(active, batches, losses, strict=True):
+            begun = time.perf_counter()
+            self._guarded(run, lambda run=run, batch=batch, loss=loss: self._apply(run, loss, batch, seconds))  # type: ignore[misc]
+            run.seconds += seconds + time.perf_counter() - begun
+
+    def _apply(self, run: Run, loss: float, batch: Sequence[Row], seconds: float) -> None:
+        report = run.apply(loss, batch, seconds)
+        self._progress.step(run.name, report)
+        if self._keeper is not None:
+            self._keeper.step(run.name, report)
+        if self._track is not None:
+            self._track(run.name, _tracked(report), report.step)
+        if run.due:
+            evaluation, best = run.evaluated(self._judged(run))
+            self._progress.evaluated(run.name, evaluation, best=best)
+            if self._keeper is not None:
+                self._keeper.evaluated(run.name, evaluation, best=best)
+            if self._track is not None:
+                value = {"validation_loss": evaluation.loss, f"validation_{evaluation.metric}": evaluation.value}
+                self._track(run.name, value, evaluation.step)
+
+    def _guarded(self, run: Run, work: Callable[[], object]) -> None:
+        """Do `work`; where it breaks down, go back to the last good snapshot with a lower rate once, else give up."""
+        try:
+            work()
+        except TrainingError as error:
+            run.learner.clear()
+            if run.slowed or run.done:
+                self.failed[run.name] = error
+                self._progress.stage(f"{run.name}: {error}")
+                return
+            good = self._good[run.name]
+            run.restore(good)
+            run.slowed = good.values["slowed"] = 1
+            self._progress.stage(
+                f"{run.name}: {error}. Going back to step {run.step}, once, with a third of the learning rate"
             )
+            if self._keeper is not None:
+                self._keeper.rewind(run.name, run.step)
+
+    def _turn_of(self, run: Run, batch: Sequence[Row]) -> Turn:
+        """Return this process's part of a batch, with the weight of all of it."""
+        share = float(run.objective.share(batch_of(batch, torch.device("cpu"))))
+        own = batch[self._accelerator.process_index :: self._accelerator.num_processes]
+        return Turn(run.learner, run.objective, own, share)
+
+    def _summed(self, losses: Sequence[float], active: Sequence[Run]) -> list[float]:
+        """Add up losses and gradients over processes."""
+        if self._accelerator.num_processes == 1:
+            return list(losses)
+        gradients = [p.grad for run in active for p in run.learner.parameters().values() if p.grad is not None]
+        for tensor in gradients:
+            torch.distributed.all_reduce(tensor)
+        told = torch.tensor(losses, dtype=torch.float64, device=self._accelerator.device)
+        torch.distributed.all_reduce(told)
+        found: list[float] = told.tolist()
+        return found
+
+    def _judged(self, run: Run) -> Judged:
+        """Return what the run's validation rows come to, each process judging its part."""
+        many = self._accelerator.num_processes
+        if many == 1 or run.objective.joint:
+            return self.network.judge(run.learner, run.objective, run.validation)
+        own = run.validation[self._accelerator.process_index :: many]
+        judged = self.network.judge(run.learner, run.objective, own)
+        parts: list[Judged] = gather_object([judged])
+        return Judged(
+            sum(part.loss for part in parts),
+            sum(part.share for part in parts),
+            [tally for part in parts for tally in part.tallies],
         )
 
-    def _accumulate(self, batch: Sequence[int]) -> tuple[float, int]:
-        """Add up the gradients of a batch, part by part; return its mean loss and its tokens."""
-        rows, device = [self.train[i] for i in batch], self.accelerator.device
-        return accumulate(self.network, self.objective, rows, self.limits, device, self.accelerator.backward)
+    def _take_snapshots(self) -> None:
+        self._good = {run.name: run.snapshot() for run in self.runs if run.name not in self.failed}
 
-    def _evaluate(self) -> None:
-        device = self.accelerator.device
-        evaluation = evaluate(self.network, self.objective, self.validation, self.limits, device, self.step)
-        best = self.best.offer(evaluation, self.network)
-        self.progress.evaluated(evaluation, best=best)
-        patience = self.settings.early_stopping
-        self.stopped_early = patience is not None and self.best.stale >= patience and self.step < self.steps
+    def _write(self) -> None:
+        """Write the snapshots at hand to disk; a full disk is told, and training goes on."""
+        snapshots = _with_random_states(self._good, self._accelerator)
+        self._written = time.monotonic()
+        if self._keeper is None:
+            return
+        failed = {name: str(error) for name, error in self.failed.items()}
+        try:
+            self._keeper.write(Checkpoint(self._turn, torch.get_num_threads(), snapshots, failed))
+        except OSError as error:
+            self._progress.stage(
+                f"the checkpoint could not be written to {self._keeper.folder} ({error.strerror or error}); training "
+                "goes on, and --resume would begin at the one before"
+            )
 
 
-def make_optimizer(network: Network, settings: Training) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters; weight decay is for matrices, not for biases."""
-    parameters = list(network.trainable.values())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    # Hundreds of small matrices: one fused kernel instead of ten operations for each.
-    return AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=True)
+def _tracked(report: StepReport) -> dict[str, float]:
+    return {
+        "loss": report.loss,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "examples_per_second": report.examples_per_second,
+    }
+
+
+def _with_random_states(snapshots: Mapping[str, Snapshot], accelerator: Accelerator) -> dict[str, Snapshot]:
+    """Return snapshots that hold the random state of each process, "random.0" and so on: dropout differs among them."""
+    found = dict(snapshots)
+    for name, snapshot in snapshots.items():
+        own: Any = snapshot.tensors["random"]
+        states: list[Tensor] = gather_object([own]) if accelerator.num_processes > 1 else [own]
+        tensors = {key: tensor for key, tensor in snapshot.tensors.items() if key != "random"}
+        found[name] = Snapshot(
+            tensors | {f"random.{i}": state for i, state in enumerate(states)}, dict(snapshot.values)
+        )
+    return found
+
+
+def _own_random_state(snapshot: Snapshot, process: int) -> Snapshot:
+    """Return a stored snapshot with this process's random state. Raises TrainingError where there were fewer."""
+    state = snapshot.tensors.get(f"random.{process}")
+    if state is None:
+        raise TrainingError(
+            "the checkpoint was written by fewer processes than were launched now; resume with as many as then"
+        )
+    return Snapshot({**snapshot.tensors, "random": state}, snapshot.values)

@@ -6,20 +6,32 @@ has the gradient of the whole. Where a row's loss depends on the other rows (`jo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from adapterhub.recipe import Kind, Training
 
 from .contrast import contrastive_losses, recall_at_1, unit
-from .network import Network
-from .preference import log_probabilities, margins, preference_losses
+from .line import Reads
+from .preference import margins, preference_losses
 from .rows import FIRST, Batch
+
+
+class View(Protocol):
+    """What an objective may ask of the network about the rows at hand, whichever network it is."""
+
+    def classify(self, batch: Any) -> Tensor:
+        """Return logits [rows, labels]."""
+
+    def answer_logprobs(self, batch: Any) -> Tensor:
+        """Return the log-probability of each token of the completions, as `batch.answer_owners` has them."""
+
+    def embed(self, batch: Any) -> Tensor:
+        """Return a pooled vector a sequence, [sequences, hidden]."""
 
 
 class Objective(Protocol):
@@ -31,11 +43,14 @@ class Objective(Protocol):
     joint: bool
     """Whether the loss of a row depends on the other rows of its batch."""
 
+    reads: Reads
+    """Which states of a sequence it needs."""
+
     def share(self, batch: Batch) -> Tensor:
         """Return the total weight of a batch, a scalar: what the sum of its losses is divided by."""
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
-        """Run the network: logits [rows, labels] or [completion tokens, vocabulary], or vectors [sequences, hidden]."""
+    def outputs(self, view: View, batch: Batch) -> Tensor:
+        """Ask the network: logits [rows, labels], log-probabilities [answer tokens] or vectors [sequences, hidden]."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum of losses, a scalar in float32."""
@@ -55,6 +70,7 @@ class Classification:
 
     metric = "accuracy"
     joint = False
+    reads: Reads = "last"
 
     def __init__(self, smoothing: float = 0.0) -> None:
         self._smoothing = smoothing
@@ -63,14 +79,15 @@ class Classification:
         """Return the sum of the rows' weights."""
         return batch.weights.sum()
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
+    def outputs(self, view: View, batch: Batch) -> Tensor:
         """Return logits [rows, labels]."""
-        return network.classify(batch)
+        return view.classify(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows."""
+        wide = _wide(outputs)
         losses = functional.cross_entropy(
-            outputs.float(), batch.targets, reduction="none", label_smoothing=self._smoothing
+            wide, batch.targets.to(wide.dtype), reduction="none", label_smoothing=self._smoothing
         )
         return (losses * batch.weights).sum()
 
@@ -92,7 +109,8 @@ class Multilabel(Classification):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows of the mean over labels."""
-        losses = functional.binary_cross_entropy_with_logits(outputs.float(), batch.targets, reduction="none")
+        wide = _wide(outputs)
+        losses = functional.binary_cross_entropy_with_logits(wide, batch.targets.to(wide.dtype), reduction="none")
         return (losses.mean(-1) * batch.weights).sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -111,23 +129,19 @@ class Generation:
 
     metric = "loss"
     joint = False
+    reads: Reads = "answers"
 
     def share(self, batch: Batch) -> Tensor:
         """Return the number of completion tokens, each counted with its row's weight."""
         return ((batch.lengths - batch.starts) * batch.weights).sum()
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
-        """Return logits [completion tokens, vocabulary]; the vocabulary is the costly part, so no others are made."""
-        rows, columns = completion_positions(batch)
-        with only_positions(network.head, rows, columns - 1):
-            logits: Tensor = network.generate_logits(batch)
-        return logits[0]
+    def outputs(self, view: View, batch: Batch) -> Tensor:
+        """Return the log-probability of each token of the completions."""
+        return view.answer_logprobs(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over completion tokens."""
-        rows, columns = completion_positions(batch)
-        losses = functional.cross_entropy(outputs.float(), batch.input_ids[rows, columns], reduction="none")
-        return (losses * batch.weights[rows]).sum()
+        return -(outputs * batch.weights[batch.answer_owners]).sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Any:
         """Return nothing: the loss is the metric."""
@@ -151,8 +165,7 @@ class Preference(Generation):
 
     def log_probabilities(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the log-probability of each completion with its EOS, [sequences]."""
-        rows, columns = completion_positions(batch)
-        return log_probabilities(outputs, batch.input_ids[rows, columns], rows, len(batch.lengths))
+        return outputs.new_zeros(len(batch.lengths)).index_add(0, batch.answer_owners, outputs)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows."""
@@ -179,6 +192,7 @@ class Embedding:
 
     metric = "recall_at_1"
     joint = True
+    reads: Reads = "all"
 
     def __init__(self, temperature: float = 0.05) -> None:
         self._temperature = temperature
@@ -187,9 +201,9 @@ class Embedding:
         """Return the sum of the rows' weights."""
         return batch.weights[batch.roles == FIRST].sum()
 
-    def outputs(self, network: Network, batch: Batch) -> Tensor:
+    def outputs(self, view: View, batch: Batch) -> Tensor:
         """Return vectors [sequences, hidden], of any length."""
-        return network.embed(batch)
+        return view.embed(batch)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the weighted sum over rows."""
@@ -206,28 +220,8 @@ class Embedding:
         return recall_at_1(vectors, roles, keys)
 
 
-def completion_positions(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (row, column) of every completion token, EOS included and padding not, row by row."""
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    rows, found = torch.where((columns >= batch.starts[:, None]) & (columns < batch.lengths[:, None]))
-    return rows, found
-
-
-@contextmanager
-def only_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let `head` see only these positions of [rows, columns, hidden]: [1, n, hidden].
-
-    A hook at the door of the head keeps whatever else the model does to its logits (scaling, soft-capping).
-    """
-
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _wide(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def objective_for(kind: Kind, settings: Training | None = None) -> Objective:

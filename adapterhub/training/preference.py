@@ -6,20 +6,8 @@ All on plain tensors: π is what the adapter gives a completion, ρ what the bas
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-def log_probabilities(logits: Tensor, tokens: Tensor, sequences: Tensor, count: int) -> Tensor:
-    """Return the log-probability of each sequence's completion, [count], float32 or wider.
-
-    `logits` [completion tokens, vocabulary] are those before each token, `tokens` the tokens, `sequences` the index of
-    the sequence that each belongs to.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = -functional.cross_entropy(wide, tokens, reduction="none")
-    return each.new_zeros(count).index_add(0, sequences, each)
 
 
 def margins(policy: Tensor, reference: Tensor) -> Tensor:

@@ -51,18 +51,21 @@ class Row:
         """Tokens of a padded batch of this row alone; of one sequence its ids."""
         return max(len(each.ids) for each in self.sequences) * (1 + len(self.others))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(each.ids) for each in self.sequences)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """The sequences of rows, padded on the right: shapes [sequences, longest], [sequences] and [sequences, labels].
+    """The sequences of rows as numbers: shapes [sequences], of `targets` [sequences, labels].
 
-    The sequences of a row follow one another. What is padding is told by `lengths`, never by the pad token's id, which
-    may also be the EOS token of a completion. `roles` are FIRST, SECOND (a rejected completion, a positive) or
-    NEGATIVE; equal ids have equal `keys`, 64 bits, in every batch. A row's weight stands at each of its sequences.
+    The sequences of a row follow one another. A completion is what begins at `starts`, told by position, never by a
+    token's id. `roles` are FIRST, SECOND (a rejected completion, a positive) or NEGATIVE; equal ids have equal `keys`,
+    64 bits, in every batch. A row's weight stands at each of its sequences.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
     lengths: Tensor
     starts: Tensor
     targets: Tensor
@@ -71,9 +74,18 @@ class Batch:
     keys: Tensor
 
     @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.lengths.sum())
+    def answer_owners(self) -> Tensor:
+        """Which sequence each token of a completion belongs to, int64 [completion tokens], sequence by sequence."""
+        counts = self.lengths - self.starts
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+
+@dataclass(frozen=True)
+class PaddedBatch(Batch):
+    """A batch with its token ids, padded on the right: [sequences, longest]. What is padding is told by `lengths`."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
 
 
 def encode_rows(examples: Sequence[Example], spec: TaskSpec, tokenizer: Any, context_length: int) -> list[Row]:
@@ -146,20 +158,31 @@ def _longest(row: Row) -> int:
     return max(len(each.ids) for each in row.sequences)
 
 
-def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> Batch:
+def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
     """Return the sequences of `rows` as one batch on `device`."""
-    sequences = [each for row in rows for each in row.sequences]
-    longest = max(len(each.ids) for each in sequences)
-    lengths = torch.tensor([len(each.ids) for each in sequences])
-    padded = [each.ids + (pad_token_id,) * (longest - len(each.ids)) for each in sequences]
-    return Batch(
-        input_ids=torch.tensor(padded, device=device),
-        attention_mask=(torch.arange(longest) < lengths[:, None]).long().to(device),
-        lengths=lengths.to(device),
-        starts=torch.tensor([each.start for each in sequences], device=device),
-        targets=torch.tensor([each.target for each in sequences], dtype=torch.float32, device=device),
-        weights=torch.tensor([each.weight for each in sequences], dtype=torch.float32, device=device),
-        roles=torch.tensor([role for row in rows for role in range(len(row.sequences))], device=device),
-        # Of a tuple of numbers, and so the same in every process.
-        keys=torch.tensor([hash(each.ids) for each in sequences], device=device),
+    return Batch(**_numbers(rows, device))
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> PaddedBatch:
+    """Return the sequences of `rows` as one padded batch on `device`."""
+    numbers = _numbers(rows, device)
+    ids = [each.ids for row in rows for each in row.sequences]
+    longest = max(map(len, ids))
+    return PaddedBatch(
+        **numbers,
+        input_ids=torch.tensor([each + (pad_token_id,) * (longest - len(each)) for each in ids], device=device),
+        attention_mask=(torch.arange(longest, device=device) < numbers["lengths"][:, None]).long(),
     )
+
+
+def _numbers(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor]:
+    sequences = [each for row in rows for each in row.sequences]
+    return {
+        "lengths": torch.tensor([len(each.ids) for each in sequences], device=device),
+        "starts": torch.tensor([each.start for each in sequences], device=device),
+        "targets": torch.tensor([each.target for each in sequences], dtype=torch.float32, device=device),
+        "weights": torch.tensor([each.weight for each in sequences], dtype=torch.float32, device=device),
+        "roles": torch.tensor([role for row in rows for role in range(len(row.sequences))], device=device),
+        # Of a tuple of numbers, and so the same in every process.
+        "keys": torch.tensor([hash(each.ids) for each in sequences], device=device),
+    }

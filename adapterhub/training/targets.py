@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapterhub.data.task import Kind
 from adapterhub.errors import ConfigError
+from adapterhub.lora.config import AdapterConfig, TaskType
+
+from .job import TrainingJob
 
 # PEFT reads a layer's index from the first numbered part of a name, so we do too. A backbone by itself may have nothing
 # before its layers ("layers.0.mlp.up_proj"), and there PEFT reads none: see `without_layers`.
 _IN_LAYER = re.compile(r"^(?:.*?\.)??[^.]*\.(?P<index>\d+)\.(?P<rest>.+)$")
+
+
+_TASK_TYPES: Mapping[Kind, TaskType] = {
+    "classification": "SEQ_CLS",
+    "multilabel": "SEQ_CLS",
+    "generation": "CAUSAL_LM",
+    "embedding": "FEATURE_EXTRACTION",
+}
 
 
 @dataclass(frozen=True)
@@ -112,3 +124,24 @@ def choose_layers(asked: str | Sequence[int], count: int) -> tuple[int, ...]:
                 f"lora.layers: {list(asked)!r}, but this base has layers 0 to {count - 1}; name one or more of those"
             )
     return chosen
+
+
+def adapter_config(job: TrainingJob, targets: Targets, heads: Sequence[str]) -> AdapterConfig:
+    """Return the LoRA settings of a job's adapter; `heads` are the modules that learn whole."""
+    lora = job.recipe.lora
+    task_type = _TASK_TYPES[job.spec.kind]
+    return AdapterConfig(
+        base_model=job.base.public_id,
+        task_type=task_type,
+        rank=lora.rank,
+        alpha=2.0 * lora.rank if lora.alpha is None else lora.alpha,
+        targets=targets.names,
+        layers=targets.layers,
+        rslora=lora.variant == "rslora",
+        dora=lora.variant == "dora",
+        dropout=lora.dropout,
+        modules_to_save=tuple(heads) if task_type == "SEQ_CLS" else (),
+        fan_in_fan_out=targets.fan_in_fan_out,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern={},
+    )

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 _PR_SET_PDEATHSIG = 1
@@ -38,3 +39,12 @@ def serve(answers: TextIO, handle: Callable[[dict[str, Any]], dict[str, Any]], a
             answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
             raise
         answers.write(json.dumps(answer) + "\n")
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held resident.
+
+    Not from getrusage, which starts a new program with the peak of the process that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

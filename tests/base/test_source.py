@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from adapterhub.base import stamps
-from adapterhub.base.cache import cache_root
 from adapterhub.base.catalog import CATALOG, DEFAULT_BASE, CatalogEntry
 from adapterhub.base.features import default_pooling
 from adapterhub.base.fingerprint import fingerprint
 from adapterhub.base.source import list_bases, open_base
 from adapterhub.errors import BaseError, BaseNotFound, HubError
+from adapterhub.folders import cache_root
 from tests.hub_server import HubServer
 from tests.tiny import FAMILIES, make_tiny_base
 

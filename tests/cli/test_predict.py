@@ -13,6 +13,7 @@ import pytest
 from adapterhub.base import source
 from adapterhub.base.source import Base
 from adapterhub.cli.main import run
+from adapterhub.data.task import Calibration
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
 from adapterhub.runtime.target import Prediction, Target
@@ -33,6 +34,7 @@ def registry(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = Registry(scratch / "registry")
     publish(found, base, "tone", scratch, kind="classification")
     publish(found, base, "topics", scratch, kind="multilabel")
+    publish(found, base, "unsure", scratch, kind="classification", calibration=Calibration(4.0, 0.449))
     publish(found, base, "writer", scratch)
     publish(found, base, "search", scratch, kind="embedding")
     return found.root
@@ -95,8 +97,38 @@ def test_eval_measures_what_predict_answers(cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     assert metrics["accuracy"]["value"] == pytest.approx(share)
     assert metrics["accuracy"]["low"] < share < metrics["accuracy"]["high"]
-    assert set(metrics) == {"accuracy", "macro_f1"}
+    assert set(metrics) == {"accuracy", "macro_f1", "ece"}
     assert record["rows"] == 20
+
+
+def test_an_unsure_task_says_null_and_eval_measures_that(cli: Cli, tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(20)]
+    (tmp_path / "all.txt").write_text("\n".join(texts))
+    code, out, _ = cli("predict", "unsure", "--input", str(tmp_path / "all.txt"))
+    assert code == 0
+    said = rows(out)
+    assert '{"label": null, "probs": {' in out
+    assert rows(cli("predict", "unsure", texts[0])[1])[0]["label"] == said[0]["label"]
+    rejected = sum(row["label"] is None for row in said)
+    assert 0 < rejected < 20
+    data = tmp_path / "test.jsonl"
+    gold = [max(row["probs"], key=row["probs"].get) for row in said]  # type: ignore[attr-defined,arg-type]
+    data.write_text("".join(json.dumps({"text": t, "label": g}) + "\n" for t, g in zip(texts, gold, strict=True)))
+    asked = ("eval", "unsure", "--data", str(data), "--out-of-scope", str(tmp_path / "all.txt"))
+    (record,) = rows(cli(*asked, "--json")[1])
+    metrics = record["metrics"]
+    assert isinstance(metrics, dict)
+    assert (record["out_of_scope"], record["out_of_scope_rows"]) == (str(tmp_path / "all.txt"), 20)
+    assert metrics["accuracy"]["value"] == 1.0
+    assert metrics["in_scope_accuracy"]["value"] == pytest.approx(1 - rejected / 20)
+    assert metrics["oos_recall"]["value"] == pytest.approx(rejected / 20)
+    assert metrics["oos_auroc"]["value"] == pytest.approx(0.5, abs=0.02)  # the same texts, in and out
+    err = cli(*asked)[2]
+    for name in ("ece", "in_scope_accuracy", "oos_recall", "oos_auroc"):
+        assert f"  {name} " in err
+    code, _, err = cli("eval", "topics", "--data", str(data), "--out-of-scope", str(data))
+    assert code != 0
+    assert "--out-of-scope: for classification" in err.replace("\n", " ")
 
 
 def test_a_vector_is_printed_and_measured(cli: Cli, tmp_path: Path) -> None:

@@ -47,8 +47,12 @@ def test_scripts_read_one_json_object_a_recipe(recipe: Path) -> None:
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["task"] == second["task"] == "letters"
     assert first["ok"] is True
-    labels = {"a": 20, "b": 20}
-    assert first["splits"]["train"] == {"source": "train.jsonl", "rows": 40, "labels": labels, "texts": {}}
+    assert first["splits"]["train"] == {
+        "source": "train.jsonl",
+        "rows": 40,
+        "labels": {"a": 20, "b": 20},
+        "texts": {},
+    }
     assert first["estimate"]["steps"] == 6
     assert result.stderr == ""
 

@@ -13,12 +13,14 @@ from adapterhub.errors import RefNotFound, UsageError
 from adapterhub.registry.store import Registry
 from tests.registry.making import make_card, make_folder
 
+CALIBRATION = {"temperature": 1.5, "temperature_reason": "fitted on 9 rows"}
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Registry:
     store = Registry(tmp_path / "registry")
     metrics = {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}}
-    card = make_card(labels=("[red]odd", "even"), metrics=metrics, description="Routes mail.")
+    card = make_card(labels=("[red]odd", "even"), metrics=metrics, description="Routes mail.", calibration=CALIBRATION)
     store.publish("mail", make_folder(tmp_path / "a", b"one"), card)
     store.publish("mail", make_folder(tmp_path / "b", b"two"), card)
     store.publish("tone", make_folder(tmp_path / "c", b"three"), make_card())
@@ -85,6 +87,7 @@ def test_show(store: Registry) -> None:
         (("list",), ("mail", "tone", "tiny")),
         (("list", "mail"), ("mail@1", "mail@2", "prod")),
         (("show", "mail@2"), ("mail@2", "Routes mail.", "[red]odd, even", "accuracy: 0.5000 (0.2500 to 0.7500)")),
+        (("show", "mail@2"), ("temperature: 1.5", "temperature_reason: fitted on 9 rows")),
         (("resolve", "mail"), ("mail@1", "sha256:")),
         (("alias", "mail", "canary", "mail@2"), ("mail@canary is now mail@2",)),
         (("alias", "mail", "prod", "--remove"), ("mail@prod is removed",)),

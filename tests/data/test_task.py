@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any, get_args
@@ -8,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.data.task import KINDS, Kind, PromptSpec, TaskSpec
+from adapterhub import recipe
+from adapterhub.data import task
+from adapterhub.data.task import (
+    KINDS,
+    LEAST_TEMPERATURE,
+    MOST_TEMPERATURE,
+    Calibration,
+    Kind,
+    PromptSpec,
+    TaskSpec,
+)
 from adapterhub.errors import CorruptAdapter
 
 prompts = st.builds(
@@ -28,9 +39,18 @@ specs = st.builds(
     pooling=st.sampled_from(["last", "pooler", "cls", None]),
     pad_token=st.none() | st.text(),
 )
+temperatures = st.floats(LEAST_TEMPERATURE, MOST_TEMPERATURE)
+thresholds = st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)
+calibrated = specs.flatmap(
+    lambda spec: st.builds(
+        replace,
+        st.just(replace(spec, kind="multilabel" if spec.kind == "generation" else spec.kind)),
+        calibration=st.builds(Calibration, temperatures, thresholds if spec.kind == "classification" else st.none()),
+    )
+)
 
 
-@given(specs)
+@given(specs | calibrated)
 def test_what_is_written_is_read_back_to_the_byte(spec: TaskSpec) -> None:
     again = TaskSpec.from_json(spec.to_json())
     assert again == spec
@@ -46,7 +66,9 @@ def test_the_order_of_labels_is_part_of_the_task(spec: TaskSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2}, "format 2; this program reads format 1"),
+        ({"format": 3}, "format 3; this program reads formats 1 and 2"),
+        ({"format": 2}, "not a task description"),
+        ({"calibration": {"temperature": 2.0, "reject_below": None}}, "format 1 and a calibration; that is format 2"),
         ({"kind": "ranking"}, "kind 'ranking'; expected one of classification"),
         ({"max_length": "long"}, "not a task description"),
         ({"prompt": {"tone": "kind"}}, "not a task description"),
@@ -57,6 +79,61 @@ def test_other_files_are_refused(change: dict[str, Any], said: str) -> None:
     record = json.loads(TaskSpec("classification", "sha256:0", 5, labels=("a", "b")).to_json())
     with pytest.raises(CorruptAdapter, match=said):
         TaskSpec.from_json(json.dumps({**record, **change}))
+
+
+def test_without_calibration_the_bytes_are_what_they_were() -> None:
+    """The digests of published versions are over these bytes."""
+    spec = TaskSpec("classification", "sha256:0", 5, labels=("a", "b"), pooling="last")
+    assert hashlib.sha256(spec.to_json().encode()).hexdigest() == (
+        "9273a52440961260b292060854a30d00d767f248e36b9b8c67f3b358b10c4e95"
+    )
+    assert json.loads(spec.to_json())["format"] == 1
+
+
+def test_with_calibration_it_is_a_format_that_older_programs_refuse() -> None:
+    spec = TaskSpec("classification", "sha256:0", 5, labels=("a", "b"), calibration=Calibration(1.5, 0.25))
+    record = json.loads(spec.to_json())
+    assert record["format"] == 2
+    assert record["calibration"] == {"temperature": 1.5, "reject_below": 0.25}
+
+
+HOSTILE = [0, -1, float("nan"), float("inf"), "x", "1", None, True, [2], {}, 1e308, 10**400, 0.049, 20.1]
+
+
+@pytest.mark.parametrize("temperature", HOSTILE)
+def test_a_temperature_that_is_none_is_refused(temperature: Any) -> None:
+    with pytest.raises(CorruptAdapter, match=r"calibration\.temperature .*; expected a number from 0\.05 to 20\.0"):
+        TaskSpec.from_json(calibrated_text({"temperature": temperature, "reject_below": None}))
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 1.5, float("nan"), "x", True, [0.5], 10**400])
+def test_a_threshold_that_is_no_probability_is_refused(threshold: Any) -> None:
+    with pytest.raises(CorruptAdapter, match=r"calibration\.reject_below .*; expected a number above 0 and below 1"):
+        TaskSpec.from_json(calibrated_text({"temperature": 1, "reject_below": threshold}))
+
+
+@pytest.mark.parametrize("calibration", [None, 1.5, [], {}, {"temperature": 2.0, "bias": 1.0}, "warm"])
+def test_a_calibration_of_another_shape_is_refused(calibration: Any) -> None:
+    with pytest.raises(CorruptAdapter, match="not a task description"):
+        TaskSpec.from_json(calibrated_text(calibration))
+
+
+def test_each_kind_has_the_calibration_it_can_have() -> None:
+    warm, strict = {"temperature": 2, "reject_below": None}, {"temperature": 2, "reject_below": 0.5}
+    assert TaskSpec.from_json(calibrated_text(warm, "multilabel")).calibration == Calibration(2.0)
+    for kind, calibration in (("multilabel", strict), ("generation", warm)):
+        with pytest.raises(CorruptAdapter, match=kind):
+            TaskSpec.from_json(calibrated_text(calibration, kind))
+
+
+def test_recipes_and_tasks_have_the_same_bounds() -> None:
+    for name in ("LEAST_TEMPERATURE", "MOST_TEMPERATURE"):
+        assert getattr(recipe, name) == getattr(task, name)
+
+
+def calibrated_text(calibration: Any, kind: str = "classification") -> str:
+    spec = TaskSpec("classification", "sha256:0", 5, labels=("a", "b"))
+    return json.dumps({**json.loads(spec.to_json()), "kind": kind, "format": 2, "calibration": calibration})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{", "[" * 100_000])

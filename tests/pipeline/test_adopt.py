@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import open_base
+from adapterhub.data.task import Calibration
 from adapterhub.errors import (
     AdapterError,
     BaseError,
@@ -522,8 +523,31 @@ FORGED: dict[str, tuple[str, int | None, dict[str, Any], str]] = {
     "two-layer pooling": ("bert", 2, {"pooling": "cls"}, r"needs the tensor 'classifier\.dense\.weight'"),
     "no head": ("llama", None, {"kind": "classification", "pooling": "last", "labels": ["a", "b"]}, "head has nothing"),
     "a head that writes": ("llama", 2, {"kind": "generation", "pooling": None, "labels": []}, "this one has"),
+    "a cold temperature": (
+        *("llama", 2, {"format": 2, "calibration": {"temperature": 0, "reject_below": None}}),
+        r"calibration\.temperature 0;",
+    ),
+    "no threshold": (
+        *("llama", 2, {"format": 2, "calibration": {"temperature": 1.5, "reject_below": 7}}),
+        r"calibration\.reject_below 7;",
+    ),
+    "sure of what it writes": (
+        *("llama", None, {"format": 2, "calibration": {"temperature": 1.5, "reject_below": None}}),
+        "no probabilities to calibrate",
+    ),
     "no length": ("llama", 2, {"max_length": 0}, "max_length 0"),
 }
+
+
+def test_a_calibrated_version_is_taken_as_it_is(
+    bases: Callable[[str], Path], registry: Registry, tmp_path: Path
+) -> None:
+    first = take(make_stranger(bases("llama"), tmp_path / "theirs", labels=2), registry, bases("llama"))
+    sent = forge(first, tmp_path / "sent", format=2, calibration={"temperature": 1.5, "reject_below": 0.6})
+    taken = adopt(sent, Registry(tmp_path / "there"), Request("copy"))
+    assert taken.digest == digest_folder(sent) != first.digest
+    assert (taken.path / "task.json").read_bytes() == (sent / "task.json").read_bytes()
+    assert taken.spec().calibration == Calibration(1.5, 0.6)
 
 
 @pytest.mark.parametrize("name", FORGED)

@@ -103,6 +103,43 @@ def test_empty_repeated_and_shared_texts_are_warnings(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_out_of_scope_are_counted_and_looked_over(tmp_path: Path) -> None:
+    def write(name: str, *rows: dict[str, Any]) -> None:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    keys = ("data.out_of_scope.validation=v.jsonl", "data.out_of_scope.test=o.jsonl")
+    write("v", {"text": "what is love", "label": "oos"}, {"text": "42"})
+    write("o", {"text": "who are you"}, {"text": "hello 1", "label": "greet"}, {"text": "42"})
+    report = check(tmp_path, TRAIN, TEST, *keys)
+    assert report.ok
+    assert {name: split.rows for name, split in report.splits.items()} == {
+        "train": 16,
+        "test": 2,
+        "out_of_scope.validation": 2,
+        "out_of_scope.test": 3,
+    }
+    assert report.splits["out_of_scope.test"].labels == {}
+    assert report.warnings == [
+        f"out_of_scope.test and train share 1 text, the first at {tmp_path}/o.jsonl:2 ('hello 1'); "
+        "rows out of scope have no label",
+        f"out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
+        "out_of_scope.test metrics will flatter",
+    ]
+    write("v", {"label": "oos"})
+    (tmp_path / "o.jsonl").unlink()
+    assert [
+        problem.removeprefix(f"{tmp_path}/").split(";")[0] for problem in check(tmp_path, TRAIN, TEST, *keys).problems
+    ] == [
+        "v.jsonl:1: the field 'text' is missing",
+        "o.jsonl: there is no such file",
+    ]
+    make_tiny_base(tmp_path / "tiny")
+    write("v", {"text": "a"})
+    write("o", {"text": "b" * 99})
+    (problem,) = check(tmp_path, TRAIN, TEST, *keys, "max_length=20", base="./tiny").problems
+    assert "o.jsonl:1: the row has 99 tokens, more than max_length 20" in problem
+
+
 def test_generation_compares_what_the_base_reads(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     other = [{"role": "system", "content": "s"}, *turns]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
-from adapterhub.data.task import TaskSpec
+from adapterhub.data.task import Calibration, TaskSpec
 from adapterhub.errors import DataError, InvalidRequest, PromptTooLong
 from adapterhub.pipeline.measure import answers, completion_limits, gold_answers, score
 from adapterhub.runtime.target import Prediction
@@ -57,6 +58,29 @@ def test_rows_of_different_limits_are_all_answered_and_scored(base: Base) -> Non
     metrics = score(spec(base), examples, gold_answers(ask, examples, limits))
     assert metrics["exact_match"].value == 0.75
     assert sorted(asked) == [(5, 59), (6, 59), (45, 55), (90, 10)]
+
+
+def test_rejected_rows_are_wrong_and_rejections_are_measured() -> None:
+    labels = ("a", "b")
+    task = TaskSpec("classification", "sha256:0", 40, labels, calibration=Calibration(1.0, 0.7))
+
+    def answer(first: float) -> Prediction:
+        label = None if max(first, 1 - first) < 0.7 else labels[first < 0.5]
+        return Prediction(label=label, probs={"a": first, "b": 1 - first})
+
+    examples = [Example(str(n), {"text": "t", "label": label}) for n, label in enumerate("aabb")]
+    found = score(task, examples, enumerate(map(answer, (0.9, 0.6, 0.2, 0.8))), [answer(0.5), answer(0.7)])
+    assert set(found) == {"accuracy", "macro_f1", "ece", "in_scope_accuracy", "oos_recall", "oos_auroc"}
+    # The second is right and rejected, the last is wrong.
+    assert found["accuracy"].value == 0.75
+    assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert found["in_scope_accuracy"].value == 0.5
+    assert found["ece"].value == pytest.approx((0.1 + 0.4 + (0.8 + 0.8 - 1)) / 4)
+    assert found["oos_recall"].value == 0.5
+    assert found["oos_auroc"].value == pytest.approx((4 + 3) / 8)
+    three, always = {"accuracy", "macro_f1", "ece"}, replace(task, calibration=None)
+    for asked, names in ((task, three | {"in_scope_accuracy"}), (always, three)):
+        assert set(score(asked, examples, enumerate(map(answer, (0.9, 0.6, 0.2, 0.8))))) == names
 
 
 def test_a_refusal_names_the_row_and_comes_after_the_answers_before_it() -> None:

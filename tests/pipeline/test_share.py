@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from adapterhub.data.task import Calibration
 from adapterhub.errors import BaseNotFound, CorruptAdapter, FileMissing, NotFound, RefNotFound, UsageError
 from adapterhub.pipeline.adopt import Request, adopt
 from adapterhub.pipeline.share import pull, push
@@ -80,6 +83,23 @@ def test_pull_ends_with_the_digest_that_was_pushed(
     assert pulled.card().extra["source"] == {"hub": "me/tone", "commit": commit}
     assert there.verify() == []
     assert not pull("me/tone", there, Request("mood")).created
+
+
+def test_a_calibration_goes_to_the_hub_and_back(
+    hub: HubServer, here: Registry, there: Registry, version: Published, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(version.path, tmp_path / "calibrated")
+    spec = replace(version.spec(), calibration=Calibration(1.7, 0.4))
+    (folder / "task.json").write_text(spec.to_json())
+    card = replace(version.card(), calibration={"temperature": 1.7, "temperature_reason": "set by the recipe"})
+    published = here.publish("unsure", folder, card)
+    push("unsure", "me/unsure", here)
+    pulled = pull("me/unsure", there, Request("mood"))
+    assert pulled.digest == published.digest
+    assert pulled.spec() == spec
+    assert pulled.card().calibration == card.calibration
+    assert "## Calibration" in (pulled.path / "README.md").read_text()
+    assert there.verify() == here.verify() == []
 
 
 def test_pull_takes_a_revision(

@@ -27,6 +27,7 @@ TEXTS = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_si
         recipe=TEXTS,
         labels=st.lists(st.text(), max_size=3).map(tuple),
         training=TEXTS,
+        calibration=TEXTS,
         description=st.text(),
         license=st.none() | st.text(),
         parents=st.lists(st.text(), max_size=2).map(tuple),
@@ -44,6 +45,7 @@ def test_a_card_survives_its_file_and_keeps_unknown_keys(card: Card) -> None:
     "text",
     [
         *("", "[]", "{}", '{"format": 2, "kind": "x", "base": {}}', '{"format": 1, "kind": "x"}', "[" * 100_000),
+        '{"format": 1, "kind": "x", "base": {}, "calibration": 2.0}',
         *('{"format": 1, "kind": "x", "base": {}, "labels": "abc"}', '{"format": 1, "kind": "x", "base": [1]}'),
     ],
 )
@@ -83,7 +85,12 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
     home = str(tmp_path)
     recipe = {
         "base": f"{home}/base",
-        "data": {"train": f"{home}/train.jsonl", "validation": "data/validation.jsonl", "test": "hf:trec@test"},
+        "data": {
+            "train": f"{home}/train.jsonl",
+            "validation": "data/validation.jsonl",
+            "test": "hf:trec@test",
+            "out_of_scope": {"validation": None, "test": f"{home}/oos.jsonl"},
+        },
         "prompt": {"system": "/no_think"},
     }
     base = {"name": f"{home}/base", "public_id": "local/base", "fingerprint": FINGERPRINT}
@@ -92,7 +99,12 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
     for name in ("card.json", "README.md", "../index.json"):
         assert home not in (version.path / name).read_text()
     published = version.card().recipe
-    assert published["data"] == {"train": "train.jsonl", "validation": "data/validation.jsonl", "test": "hf:trec@test"}
+    assert published["data"] == {
+        "train": "train.jsonl",
+        "validation": "data/validation.jsonl",
+        "test": "hf:trec@test",
+        "out_of_scope": {"validation": None, "test": "oos.jsonl"},
+    }
     assert published["prompt"] == {"system": "/no_think"}
 
 

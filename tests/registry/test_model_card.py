@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.data.task import PromptSpec
+from adapterhub.data.task import Calibration, PromptSpec
 from adapterhub.registry.card import Card
 from adapterhub.registry.model_card import model_card
 from tests.tiny import make_tiny_base
@@ -190,6 +190,49 @@ def test_an_embedding_card_says_how_to_make_a_vector(pooling: str, said: str) ->
     assert said in text
     assert "vector of length 1" in text
     assert "| Mean reciprocal rank | 0.9000 |" in text
+
+
+def test_a_calibration_is_told_and_without_one_nothing_is() -> None:
+    reasons = {"temperature_reason": "fitted on 9 rows", "reject_below_reason": "set by the recipe"}
+    metrics = {**METRICS, "ece": METRICS["accuracy"], "oos_auroc": METRICS["accuracy"]}
+    card = make_card(**{**FULL, "calibration": reasons, "metrics": metrics})
+    text = model_card(card, make_spec(calibration=Calibration(1.5, 0.25)))
+    for words in (
+        "Logits are divided by a temperature of 1.5 before they become probabilities.",
+        "A text whose likeliest label has a probability below 0.25 gets no label.",
+        "`temperature`: fitted on 9 rows.",
+        *("| Expected calibration error | 0.9700", "| Out-of-scope AUROC | 0.9700"),
+    ):
+        assert words in text
+    assert [each["type"] for each in front_of(text)["model-index"][0]["results"][0]["metrics"]][2:] == [
+        "ece",
+        "roc_auc",
+    ]
+    assert "gets no label" not in model_card(card, make_spec(calibration=Calibration(1.5)))
+    plain = model_card(make_card(**FULL), make_spec())
+    assert "alibrat" not in plain
+    assert "temperature" not in plain
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("least", "said"), [(0.999, "None"), (0.01, None)])
+def test_the_program_on_the_card_rejects_as_the_task_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], least: float, said: str | None
+) -> None:
+    import peft
+    import transformers
+
+    base = make_tiny_base(tmp_path / "base")
+    spec = make_spec(calibration=Calibration(20.0, least))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    code = program(model_card(make_card(task="mail"), spec))
+    code = code.replace("org/tiny", str(base)).replace("ORG/NAME", str(tmp_path / "adapter"))
+    capsys.readouterr()
+    exec(compile(code, "card", "exec"), {})
+    answer = capsys.readouterr().out.strip()
+    assert answer == said if said else answer in spec.labels
 
 
 def test_training_is_told_in_a_form_people_read() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.base.source import Base, open_base
-from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.data.task import Calibration, PromptSpec, TaskSpec
 from adapterhub.registry.card import Card
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
@@ -20,9 +20,16 @@ def make_base(folder: Path, seed: int = 0) -> Base:
 
 
 def publish(
-    registry: Registry, base: Base, task: str, scratch: Path, *, kind: str = "generation", seed: int = 0
+    registry: Registry,
+    base: Base,
+    task: str,
+    scratch: Path,
+    *,
+    kind: str = "generation",
+    seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> Published:
-    """Publish a random adapter; another seed is another version."""
+    """Publish a random adapter; another seed is another version, and so is another calibration."""
     labelled = kind in ("classification", "multilabel")
     folder = make_adapter(
         base.path,
@@ -40,6 +47,7 @@ def publish(
         LABELS if labelled else (),
         chat if kind == "generation" else PromptSpec(),
         "mean" if kind == "embedding" else "last" if labelled else None,
+        calibration=calibration,
     )
     (folder / "task.json").write_text(spec.to_json())
     card = Card(

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.base.source import Base
+from adapterhub.data.task import Calibration
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
 from tests.tiny import byte_tokenizer
@@ -55,6 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         publish(registry, base, task, root, seed=seed)
     publish(registry, base, "tone", root, kind="classification", seed=5)
     publish(registry, base, "tags", root, kind="multilabel", seed=6)
+    publish(registry, base, "unsure", root, kind="classification", seed=5, calibration=Calibration(20.0, 0.999))
     publish(registry, make_base(root / "other", seed=9), "foreign", root, seed=7)
     with AdapterHub(base, registry, precision="float32", threads=1) as hub, running(hub) as server:
         yield Served(server, hub, registry, base, root)
@@ -88,6 +90,22 @@ def test_a_mixed_crowd_gets_what_the_python_api_gives_each_alone(served: Served)
         assert all(result.result() for result in results)
     assert len({alone["alpha", text] for text in TEXTS} | {alone["beta", text] for text in TEXTS}) > 4
     assert alone["alpha", TEXTS[0]] != alone["beta", TEXTS[0]]
+
+
+def test_a_task_that_is_unsure_gives_null_and_its_probabilities(served: Served) -> None:
+    body = {"model": "unsure", "input": list(TEXTS)}
+    answer = served.server.post("/v1/classify", body)
+    assert answer.status == 200
+    assert b'"label":null' in answer.body
+    sure = served.server.post("/v1/classify", {**body, "model": "tone"}).json["data"]
+    for row, other in zip(answer.json["data"], sure, strict=True):
+        assert row["label"] is None
+        assert set(row) == {"index", "label", "probs"}
+        assert sum(row["probs"].values()) == pytest.approx(1, abs=1e-5)
+        assert max(row["probs"], key=row["probs"].get) == other["label"]
+        assert max(row["probs"].values()) < max(other["probs"].values())
+    single = served.server.post("/v1/classify", {"model": "unsure", "input": TEXTS[0]}).json["data"]
+    assert single[0]["label"] is None
 
 
 def test_token_ids_are_the_text_they_stand_for(served: Served) -> None:

@@ -50,6 +50,18 @@ def test_the_interface_is_described(server: Running) -> None:
     assert set(described["components"]["schemas"]["ErrorAnswer"]["properties"]) == {"error"}
 
 
+def test_a_label_may_be_null_in_the_description(server: Running) -> None:
+    described = server.ask("GET", "/openapi.json").json
+    answer = described["paths"]["/v1/classify"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert answer == {"$ref": "#/components/schemas/ClassifyAnswer"}
+    label = described["components"]["schemas"]["Labelled"]["properties"]["label"]
+    assert {"type": "null"} in label["anyOf"]
+    for task, key in (("tone", "label"), ("tags", "labels")):
+        entry = server.post("/v1/classify", {"model": task, "input": "Hi"}).json
+        assert set(entry) == set(described["components"]["schemas"]["ClassifyAnswer"]["required"])
+        assert set(entry["data"][0]) == {"index", key, "probs"}
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/embeddings"])
 def test_refusals_are_described(server: Running, path: str) -> None:
     answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapterhub.training.evaluate import BestWeights, check_finite
 
 from adapterhub.errors import TrainingError
-from adapterhub.training.evaluate import BestWeights, check_finite
 from adapterhub.training.job import Evaluation
 
 

@@ -1,0 +1,318 @@
+"""Many adapters learning at once on a base of the Llama family: one packed line, one forward, one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapterhub.base.features import default_pooling
+from adapterhub.base.llama import STACKS
+from adapterhub.base.load import compute_dtype, load_backbone
+from adapterhub.base.record import Base
+from adapterhub.data.task import Pooling
+from adapterhub.lora.config import AdapterConfig
+from adapterhub.lora.weights import lora_scaling
+from adapterhub.recipe import LABELLED
+
+from .adapter import LearningAdapter, Site
+from .begin import Principal, principal_pairs
+from .job import TrainingJob
+from .learner import Judged, Learner, Turn
+from .line import Line, Span, pack
+from .logprobs import token_logprobs
+from .objectives import Objective
+from .packed import PackedDecoder
+from .rows import Batch, Row, batch_of
+from .targets import Targets, adapter_config, choose_targets, without_layers
+from .trunk import Trunk
+
+# Tokens of one forward and backward. Fewer make the products small, more only take memory.
+LINE_TOKENS = 1024
+_HEAD = "score"
+# The number of a turn, the turn, and those of its rows that are in the line.
+_Part = tuple[int, Turn, Sequence[Row]]
+
+
+class LeanLearner:
+    """An adapter that learns on the packed decoder."""
+
+    def __init__(
+        self,
+        adapter: LearningAdapter,
+        config: AdapterConfig,
+        pooling: Pooling | None,
+        root: str,
+    ) -> None:
+        """`root` is what the backbone is called in the model that PEFT loads the adapter on, with a dot, or empty."""
+        self.adapter, self.config, self.pooling = adapter, config, pooling
+        self.trunk: Trunk | None = None
+        self._root = root
+        # Layers below the lowest that learns are the same for every row: no gradient goes there.
+        self.first = adapter.lowest
+
+    def name_of(self, site: Site) -> str:
+        """Return PEFT's name of a site's pair, without what tells A from B."""
+        return f"base_model.model.{self._root}{site.module}"
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Return the flat tensors that learn."""
+        return self.adapter.parameters()
+
+    def refresh(self) -> None:
+        """Renew the matrices that the network multiplies with."""
+        self.adapter.refresh()
+
+    def clear(self) -> None:
+        """Set the gradients to zero."""
+        self.adapter.clear()
+
+    def saved(self) -> Mapping[str, Tensor]:
+        """Return the tensors under PEFT's names."""
+        return self.adapter.tensors(self._root, _HEAD)
+
+    def random_state(self) -> Tensor:
+        """Return the state of the adapter's own generator."""
+        return self.adapter.generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Put the generator where it was."""
+        self.adapter.generator.set_state(state)
+
+
+@dataclass(frozen=True)
+class LeanView:
+    """What a task sees of a forward: its own states, read as its kind reads them. `states` are [states, hidden]."""
+
+    states: Tensor
+    span: Span
+    head: Tensor | None
+    output: Tensor
+    output_bias: Tensor | None
+    pooling: Pooling | None
+    sequences: int
+
+    def classify(self, batch: Batch) -> Tensor:
+        """Return logits [rows, labels]."""
+        assert self.head is not None
+        return self._read().to(self.head.dtype) @ self.head.T
+
+    def answer_logprobs(self, batch: Batch) -> Tensor:
+        """Return the log-probability of each completion token, sequence by sequence."""
+        return token_logprobs(self._read(), self.output, self.output_bias, self.span.reading.answers)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return a vector [hidden] a sequence, float32 or wider: the mean of its states, its last or its first."""
+        read, owner = self._read(), self.span.reading.owner
+        wide = read.to(torch.promote_types(read.dtype, torch.float32))
+        if self.pooling == "mean":
+            sums = wide.new_zeros(self.sequences, wide.shape[1]).index_add(0, owner, wide)
+            return sums / batch.lengths[:, None]
+        ends = batch.lengths.cumsum(0)
+        return wide[ends - 1 if self.pooling == "last" else ends - batch.lengths]
+
+    def _read(self) -> Tensor:
+        return self.states.index_select(0, self.span.reading.index)
+
+
+class LeanNetwork:
+    """The packed decoder and the base's output layer; raises ValueError for a base it does not compute."""
+
+    pads = False
+
+    def __init__(self, base: Base, precision: str, device: torch.device) -> None:
+        self.device = device
+        self.dtype = compute_dtype(precision, device.type)
+        model = load_backbone(base, self.dtype, device=str(device))
+        output = model.get_output_embeddings()
+        self._model, self._base = model, base
+        self.decoder = PackedDecoder(model)
+        self._output: Tensor = output.weight.data
+        self._bias: Tensor | None = None if output.bias is None else output.bias.data
+
+    def learner(self, job: TrainingJob) -> LeanLearner:
+        """Return a fresh adapter of a job. Raises ConfigError for targets or layers that the base does not have."""
+        lora, kind = job.recipe.lora, job.spec.kind
+        targets = choose_targets(self._model, lora.targets, lora.layers, ("lm_head",))
+        classes = len(job.spec.labels) if kind in LABELLED else 0
+        heads = (_HEAD,) if classes else ()
+        backbone = self._model.base_model
+        named = without_layers(backbone, targets) if kind == "embedding" else targets
+        config = adapter_config(job, named, heads)
+        adapter = LearningAdapter(
+            self._sites(targets, config), self.dtype, self.device, classes, self.decoder.hidden, lora.dropout
+        )
+        adapter.start(job.recipe.training.seed, float(getattr(self._model.config, "initializer_range", 0.02)))
+        pooling = default_pooling(self._base) if kind == "embedding" else "last" if classes else None
+        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
+        return LeanLearner(adapter, config, pooling, root)
+
+    def begin_at_principal(self, learner: LeanLearner, seed: int) -> Principal:
+        """Have a fresh learner begin at the principal components of the base's weights."""
+        adapter = learner.adapter
+        sites = {learner.name_of(site): site for site in adapter.sites}
+        found = principal_pairs(
+            sites,
+            lambda name: self.decoder.weight_of(sites[name].layer, sites[name].stack, sites[name].index),
+            lambda name: sites[name].rank,
+            lambda name: sites[name].scaling,
+            seed,
+        )
+        with torch.no_grad():
+            for name, (a, b) in found.pairs.items():
+                adapter.a_of(sites[name]).copy_(a)
+                adapter.b_of(sites[name]).copy_(b)
+        adapter.fix({sites[name]: (a, -b) for name, (a, b) in found.pairs.items()})
+        adapter.refresh()
+        return found
+
+    def _sites(self, targets: Targets, config: AdapterConfig) -> list[Site]:
+        """Return the layers of the decoder that targets name, with their ranks and scalings by PEFT's rules."""
+        found = []
+        for layer in range(self.decoder.depth):
+            for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.layer(layer).stacks, strict=True)):
+                first = 0
+                for index, (name, out) in enumerate(zip(names, weights.outs, strict=True)):
+                    module = f"layers.{layer}.{name}"
+                    chosen = any(name == each or name.endswith(f".{each}") for each in targets.names)
+                    if chosen and (targets.layers is None or layer in targets.layers):
+                        rank = config.rank_of(module)
+                        scaling = lora_scaling(config.alpha_of(module), rank, rslora=config.rslora)
+                        width = weights.weight.shape[1]
+                        found.append(Site(layer, stack, index, width, out, first, rank, scaling))
+                    first += out
+        return found
+
+    def learn(self, turns: Sequence[Turn]) -> list[float]:
+        """Add the gradients of each turn's loss to its learner's, and return the losses."""
+        losses = [0.0] * len(turns)
+        for part in _parts([(turn.objective.joint, turn.rows) for turn in turns]):
+            for group in _by_first([(i, turns[i], rows) for i, rows in part]):
+                for i, loss in self._learn(group):
+                    losses[i] += loss
+        for turn in turns:
+            _adapter(turn.learner).collect()
+        return losses
+
+    @torch.no_grad()
+    def judge(self, learner: Learner, objective: Objective, rows: Sequence[Row]) -> Judged:
+        """Return what `rows` come to with the adapter as it is, without dropout."""
+        loss = share = 0.0
+        tallies = []
+        for part in _parts([(objective.joint, rows)]):
+            for _, each in part:
+                line = pack([(each, objective.reads, True)], self.device)
+                states = self._forward(line, [learner], [each], learn=False)
+                batch = batch_of(each, self.device)
+                outputs = objective.outputs(self._view(states, line.spans[0], learner, each), batch)
+                loss += float(objective.loss(outputs, batch))
+                share += float(objective.share(batch))
+                tallies.append(objective.tally(outputs, batch))
+        return Judged(loss, share, tallies)
+
+    @torch.no_grad()
+    def bare_logprobs(self, learner: Learner, rows: Sequence[Row]) -> list[list[float]]:
+        """Return for each row the log-probabilities that the bare base gives its sequences' completions."""
+        found: dict[Row, list[float]] = {}
+        for part in _parts([(False, rows)]):
+            for _, each in part:
+                line = pack([(each, "answers", True)], self.device)
+                states = self.decoder.forward(line, [None], learn=False)
+                reading = line.spans[0].reading
+                each_token = token_logprobs(
+                    states.index_select(0, reading.index), self._output, self._bias, reading.answers
+                )
+                sums = each_token.new_zeros(sum(len(row.sequences) for row in each))
+                told: list[float] = sums.index_add(0, reading.owner, each_token).tolist()
+                for row in each:
+                    count = len(row.sequences)
+                    found[row], told = told[:count], told[count:]
+        return [found[row] for row in rows]
+
+    def _learn(self, group: Sequence[_Part]) -> list[tuple[int, float]]:
+        """Run rows of turns that begin to learn at the same layer, forward and backward; return the losses by turn."""
+        line = pack(
+            [(rows, turn.objective.reads, _adapter(turn.learner).dropout == 0) for _, turn, rows in group], self.device
+        )
+        learners = [turn.learner for _, turn, _ in group]
+        states = self._forward(line, learners, [rows for _, _, rows in group], learn=True)
+        gradient = torch.zeros_like(states)
+        losses = []
+        for (number, turn, rows), span in zip(group, line.spans, strict=True):
+            own = states[span.low : span.high].detach().requires_grad_()
+            batch = batch_of(rows, self.device)
+            outputs = turn.objective.outputs(self._view(own, span, turn.learner, rows), batch)
+            loss = turn.objective.loss(outputs, batch) / turn.share
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert own.grad is not None
+            gradient[span.low : span.high] = own.grad
+            losses.append((number, float(loss.detach())))
+        self.decoder.backward(gradient)
+        return losses
+
+    def _forward(
+        self, line: Line, learners: Sequence[Learner], rows: Sequence[Sequence[Row]], *, learn: bool
+    ) -> Tensor:
+        lean = [lean_learner(each) for each in learners]
+        first, trunk = lean[0].first, lean[0].trunk
+        below = None if trunk is None else trunk.states(line, rows)
+        return self.decoder.forward(line, [each.adapter for each in lean], learn=learn, first=first, trunk=below)
+
+    def _view(self, states: Tensor, span: Span, learner: Learner, rows: Sequence[Row]) -> LeanView:
+        sequences = sum(len(row.sequences) for row in rows)
+        return LeanView(states, span, _adapter(learner).head, self._output, self._bias, learner.pooling, sequences)
+
+
+def _parts(given: Sequence[tuple[bool, Sequence[Row]]]) -> Iterable[list[tuple[int, list[Row]]]]:
+    """Cut what the tasks give, (whether a task's rows must stay together, rows), into lines of LINE_TOKENS or so.
+
+    Yields for each line (which task, rows). How a task's rows are cut depends on themselves alone, so that it learns
+    the same, with the same dropout, whoever learns beside it.
+    """
+    line: list[tuple[int, list[Row]]] = []
+    room = LINE_TOKENS
+    for i, (together, rows) in enumerate(given):
+        for part, size in _cut(rows, together=together):
+            if line and size > room:
+                yield line
+                line, room = [], LINE_TOKENS
+            line.append((i, part))
+            room -= size
+    if line:
+        yield line
+
+
+def _cut(rows: Sequence[Row], *, together: bool) -> list[tuple[list[Row], int]]:
+    """Return a task's rows in parts of LINE_TOKENS at most (or one row), with the tokens of each."""
+    sizes = [sum(len(each.ids) for each in row.sequences) for row in rows]
+    if together and rows:
+        return [(list(rows), sum(sizes))]
+    parts: list[tuple[list[Row], int]] = []
+    # Sorted, so that rows that begin alike come into the same part.
+    for row, size in sorted(zip(rows, sizes, strict=True), key=lambda pair: pair[0].ids):
+        if parts and parts[-1][1] + size <= LINE_TOKENS:
+            parts[-1] = ([*parts[-1][0], row], parts[-1][1] + size)
+        else:
+            parts.append(([row], size))
+    return parts
+
+
+def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
+    """Group the turns whose line begins at the same layer."""
+    found: dict[tuple[int, bool], list[_Part]] = {}
+    for part in given:
+        lean = lean_learner(part[1].learner)
+        found.setdefault((lean.first, lean.trunk is None), []).append(part)
+    return list(found.values())
+
+
+def lean_learner(learner: Learner) -> LeanLearner:
+    """Return the learner as what it is on this network."""
+    assert isinstance(learner, LeanLearner), "the packed decoder trains its own learners only"
+    return learner
+
+
+def _adapter(learner: Learner) -> LearningAdapter:
+    return lean_learner(learner).adapter
