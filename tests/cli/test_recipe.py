@@ -57,6 +57,13 @@ def test_scripts_read_one_json_object_a_recipe(recipe: Path) -> None:
     assert result.stderr == ""
 
 
+def test_pairs_are_shown_with_their_texts(recipe: Path) -> None:
+    rows = [{"text": f"t{n}", "positive": f"p{n % 2}", "negative": "q"} for n in range(20)]
+    (recipe.parent / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(str(recipe), "--set", "kind=embedding", "--set", "data={train: pairs.jsonl}")
+    assert "20 rows  pairs.jsonl (20 texts, 2 positives, 1 negatives)" in result.stderr
+
+
 def test_all_files_are_reported_where_one_is_bad(recipe: Path) -> None:
     bad = recipe.with_name("bad.yaml")
     bad.write_text("{task: letters, bse: x}")
