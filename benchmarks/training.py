@@ -44,8 +44,8 @@ OURS = {
 }
 STOCK_BATCH, TUNED_BATCH, WARM_UP_STEPS = 16, 32, 3
 CHAT = ("prompt.style=chat", f"training.batch_size={STOCK_BATCH}")
-TASKS = [("training.seed=0", "lora.rank=8"), ("training.seed=1", "lora.rank=4")]
-TASKS += [("training.seed=2", "lora.rank=8"), ("training.seed=3", "lora.rank=16")]
+RANKS = (8, 4, 8, 16)
+TASKS = [(f"task=trec6-{i}", f"training.seed={i}", f"lora.rank={rank}") for i, rank in enumerate(RANKS)]
 
 Rows = Sequence[int]
 """Which rows of the training split."""
@@ -63,7 +63,8 @@ class Entrant:
 
     def run(self, warm_up: Rows, rows: Rows) -> None:
         """Run one round and keep its answer."""
-        self.worker.ask(self.command(warm_up))
+        if warm_up:
+            self.worker.ask(self.command(warm_up))
         answer = self.worker.ask(self.command(rows))
         if answer["examples"] != len(rows):
             raise RuntimeError(f"{self.name} was given {len(rows)} rows and learnt from {answer['examples']}")
@@ -144,12 +145,11 @@ class Arena:
 
         self._enter_ours(name, [f"training.batch_size={batch}"], command)
 
-    def run(self, rounds: int, rows: int) -> None:
+    def run(self, rounds: int, rows: int, warm_up_rows: int = WARM_UP_STEPS * TUNED_BATCH) -> None:
         """Let all take their rounds in turn."""
         order = list(range(len(self.task.splits.train)))
         random.Random(0).shuffle(order)
-        warm_up, *shares = cut(order[: WARM_UP_STEPS * TUNED_BATCH], WARM_UP_STEPS * TUNED_BATCH)
-        shares = cut(order[len(warm_up) :], rows)[:rounds]
+        warm_up, shares = order[:warm_up_rows], cut(order[warm_up_rows:], rows)[:rounds]
         if len(shares) < rounds or len(shares[-1]) < rows:
             raise SystemExit(f"{self.task.name} has too few rows for {rounds} rounds of {rows}; ask for fewer --steps")
         for number, share in enumerate(shares):
@@ -169,7 +169,14 @@ class Arena:
     def _enter_ours(self, name: str, overrides: Iterable[str], command: Callable[[Rows], dict[str, Any]]) -> None:
         given = [*self.task.overrides, *overrides, *self._overrides]
         training = load(self.task.name, given).training
-        arguments = ["--recipe", self.task.name, *(text for each in given for text in ("--set", each))]
+        cache = tempfile.mkdtemp(dir=self._scratch)
+        arguments = [
+            "--recipe",
+            self.task.name,
+            "--cache",
+            cache,
+            *(text for each in given for text in ("--set", each)),
+        ]
         precision = str(compute_dtype(training.precision)).removeprefix("torch.")
         self._enter(name, "train_ours.py", arguments, command, f"{precision}, {training.batch_size}")
 
@@ -202,7 +209,7 @@ def generation(scratch: Path, options: argparse.Namespace) -> None:
     with Arena(PublicTask.open("restaurant8k", CHAT), scratch, options) as arena:
         arena.padded("PEFT loop")
         arena.ours("ours")
-        arena.run(options.rounds, options.steps * STOCK_BATCH)
+        arena.run(options.rounds, options.steps * STOCK_BATCH, WARM_UP_STEPS * STOCK_BATCH)
         print_rates(arena.entrants, arena.entrants[:1], "tokens")
 
 
@@ -216,7 +223,7 @@ def memory(scratch: Path, options: argparse.Namespace) -> None:
                 arena.stock(name, rank=0 if name == names[0] else 8, save=saved)
             else:
                 arena.ours(name, OURS[name] if name in OURS else name.split(","))
-            arena.run(1, 5 * STOCK_BATCH)
+            arena.run(1, 10 * STOCK_BATCH, warm_up_rows=0)
             entrant = arena.entrants[0]
         weights = sum(file.stat().st_size for file in saved.glob("*.safetensors")) if saved.exists() else 0
         weights = weights or entrant.answers[0]["adapter_bytes"]
@@ -234,12 +241,12 @@ def tasks(scratch: Path, options: argparse.Namespace) -> None:
         arena.ours_on_tasks("together", together=True)
         # Whole batches of 32 for each task in turn.
         arena.run(options.rounds, TUNED_BATCH * len(TASKS) * -(-options.steps // len(TASKS)))
-        turns = median(each["clock_seconds"] for each in arena.entrants[0].answers)
+        turns = median(each["seconds"] for each in arena.entrants[0].answers)
         head = [f"{len(TASKS)} adapters", "examples/s", "times in turn", "whole call, s", "peak memory"]
         rows = []
         for each in arena.entrants:
-            rates = [answer["examples"] / answer["clock_seconds"] for answer in each.answers]
-            ratio = turns / median(answer["clock_seconds"] for answer in each.answers)
+            rates = [answer["examples"] / answer["seconds"] for answer in each.answers]
+            ratio = turns / median(answer["seconds"] for answer in each.answers)
             calls = [answer["call_seconds"] for answer in each.answers]
             rows.append([each.name, spread(rates), f"{ratio:.2f}x", spread(calls), f"{each.peak_mb:.0f} MB"])
         print_table(head, rows)
@@ -261,7 +268,7 @@ def before_steps(entrant: Entrant) -> str:
     if "call_seconds" not in entrant.answers[0]:
         return "not measured"
     beside = spread([answer["call_seconds"] - answer["seconds"] for answer in entrant.answers])
-    trunk = [answer["results"][0].get("trunk_seconds") for answer in entrant.answers]
+    trunk = [answer["results"][0]["trunk_seconds"] for answer in entrant.answers]
     return f"{beside}, of which trunk {spread(trunk)}" if all(trunk) else beside
 
 

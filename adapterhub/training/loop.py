@@ -65,6 +65,7 @@ class Loop:
         for run in going:
             run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
         self._turn = found.turn
+        torch.set_num_threads(found.threads)
         return True
 
     def run(self) -> None:
@@ -192,7 +193,7 @@ class Loop:
             return
         failed = {name: str(error) for name, error in self.failed.items()}
         try:
-            self._keeper.write(Checkpoint(self._turn, snapshots, failed))
+            self._keeper.write(Checkpoint(self._turn, torch.get_num_threads(), snapshots, failed))
         except OSError as error:
             self._progress.stage(
                 f"the checkpoint could not be written to {self._keeper.folder} ({error.strerror or error}); training "

@@ -39,13 +39,13 @@ class Rows:
 
 @dataclass
 class _Update:
-    """What the backward of one adapter's update on one stack needs: scaled z, and the kept part of the input."""
+    """What the backward of one adapter's update on one stack needs: scaled z^T, and the kept part of the input."""
 
     rows: Rows
     pairs: StackPairs
-    z: Tensor
+    zt: Tensor
     kept: Tensor | None
-    dz: Tensor | None = None
+    dzt: Tensor | None = None
 
     def dropped(self, x: Tensor) -> Tensor:
         """Return the rows' part of `x` as the update saw it."""
@@ -276,29 +276,29 @@ def _add(index: int, stack: int, y: Tensor, x: Tensor, rows: Rows, *, learn: boo
         if learn and adapter.dropout > 0 and pairs.learns:
             kept = torch.empty_like(part).bernoulli_(1 - adapter.dropout, generator=adapter.generator)
             kept.div_(1 - adapter.dropout)
-        z = pairs.add(into, part if kept is None else part * kept)
-        found.append(_Update(rows, pairs, z, kept))
+        zt = pairs.add(into, part if kept is None else part * kept)
+        found.append(_Update(rows, pairs, zt, kept))
     return found
 
 
 def _back(update: _Update, dy: Tensor, dx: Tensor | None) -> None:
     """Take an update's part of the backward, but for the gradient of A, whose input comes later."""
     rows = update.rows
-    update.dz = update.pairs.back(dy[rows.start : rows.stop], update.z)
+    update.dzt = update.pairs.back(dy[rows.start : rows.stop], update.zt)
     if dx is None:
         return
     part = dx[rows.start : rows.stop]
     if update.kept is None:
-        update.pairs.input_gradient(part, update.dz)
+        update.pairs.input_gradient(part, update.dzt)
     else:
-        part.addcmul_(torch.mm(update.dz, update.pairs.a), update.kept)
+        part.addcmul_(torch.mm(update.dzt.T, update.pairs.a), update.kept)
 
 
 def _learn(updates: Sequence[_Update], x: Tensor) -> None:
     """Add to the gradients of A, for the input `x` of their stack."""
     for update in updates:
-        assert update.dz is not None
-        update.pairs.add_gradient_of_a(update.dz, update.dropped(x))
+        assert update.dzt is not None
+        update.pairs.add_gradient_of_a(update.dzt, update.dropped(x))
 
 
 def _shape(weights: LayerWeights) -> AttentionShape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adapterhub.base.llama import check_trainable
-from adapterhub.base.load import load_config, load_tokenizer
+from adapterhub.base.load import compute_dtype, load_config, load_hidden_size, load_tokenizer
 from adapterhub.base.record import Base
 from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.folders import cache_root
@@ -99,7 +98,8 @@ class Trainer:
                 f"the tracker {tracker!r} cannot be used ({error}); install its package, or name another that "
                 "accelerate knows, such as tensorboard"
             ) from error
-        fit_threads(os.environ)
+        device, dtype = self.accelerator.device, compute_dtype(precision, self.accelerator.device.type)
+        fit_threads(load_hidden_size(base), dtype, device)
         self._base, self._precision, self._tracker = base, precision, tracker
         self._lean: LeanNetwork | None = None
         self._trunks: dict[int, Trunk] = {}

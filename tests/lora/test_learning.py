@@ -32,8 +32,8 @@ def make(ranks: tuple[int, ...], *, learns: bool = True) -> Case:
             a = torch.randn(rank, IN, dtype=torch.float64, requires_grad=True)
             b = torch.randn(out, rank, dtype=torch.float64, requires_grad=True)
             leaves.append((a, b, 0.5 + number, first))
-            gradient = torch.zeros_like(b).detach() if learns else None
-            members.append(Member(low, low + rank, first, first + out, b.detach().clone(), gradient))
+            bt = b.detach().T.contiguous()
+            members.append(Member(low, low + rank, first, first + out, bt, torch.zeros_like(bt) if learns else None))
             scale += [0.5 + number] * rank
             low += rank
         first += out
@@ -70,7 +70,7 @@ def test_forward_and_backward_are_those_of_autograd(ranks: tuple[int, ...], rows
     close(dx, x.grad + 1)  # type: ignore[operator]  # added to what was there
     close(case.pairs.grad_a, torch.cat([a.grad for a, *_ in case.leaves if a.grad is not None]))
     for member, (_, b, *_) in zip(case.pairs.members, case.leaves, strict=True):
-        close(member.grad_b, b.grad)
+        close(member.grad_bt, None if b.grad is None else b.grad.T)
 
 
 def test_gradients_of_two_steps_add_up() -> None:
@@ -83,7 +83,7 @@ def test_gradients_of_two_steps_add_up() -> None:
         case.pairs.add_gradient_of_a(case.pairs.back(dy, z), x)
     close(case.pairs.grad_a, torch.cat([a.grad for a, *_ in case.leaves if a.grad is not None]))
     for member, (_, b, *_) in zip(case.pairs.members, case.leaves, strict=True):
-        close(member.grad_b, b.grad)
+        close(member.grad_bt, None if b.grad is None else b.grad.T)
 
 
 def test_layers_without_a_pair_are_left_alone_bit_for_bit() -> None:

@@ -114,18 +114,16 @@ def bare(*lengths: int, first: int = 5) -> list[Row]:
 
 def test_how_a_task_is_cut_depends_on_its_own_rows_alone() -> None:
     one, other = bare(400, 500, 300, 900, 2000, 20), bare(30, 700, 10)
-    alone = [part for line in _parts([(False, one)]) for _, part in line]
-    beside = [part for line in _parts([(False, other), (False, one)]) for i, part in line if i == 1]
-    assert alone == beside == [part for part, _ in _cut(one, together=False)]
+    alone = [part for line in _parts([one]) for _, part in line]
+    beside = [part for line in _parts([other, one]) for i, part in line if i == 1]
+    assert alone == beside == [part for part, _ in _cut(one)]
     assert sorted(row.ids for part in alone for row in part) == sorted(row.ids for row in one)
     assert all(len(part) == 1 or sum(row.tokens for row in part) <= LINE_TOKENS for part in alone)
     # No line holds two parts of a task: dropout would be drawn in another order than where they lie apart.
-    for line in _parts([(False, other), (False, one), (False, other)]):
+    for line in _parts([other, one, other]):
         numbers = [i for i, _ in line]
         assert len(numbers) == len(set(numbers))
-    # What must stay together does.
-    assert [part for line in _parts([(True, one)]) for _, part in line] == [one]
-    assert list(_parts([(False, []), (True, [])])) == []
+    assert list(_parts([[], []])) == []
 
 
 # Many tasks at once
@@ -294,3 +292,30 @@ def test_labels_are_those_of_the_job(tmp_path: Path) -> None:
     assert learner.adapter.head is not None
     assert learner.adapter.head.shape == (len(COLOURS), 32)
     assert learner.pooling == "last"
+
+
+def test_an_embedding_learns_from_all_rows_of_a_batch_that_takes_several_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, "embedding", lora={"dropout": 0.3})
+    objective, rows = objective_for("embedding"), rows_of("embedding")
+    found = []
+    for tokens in (1024, 20):
+        monkeypatch.setattr("adapterhub.training.lean.LINE_TOKENS", tokens)
+        network, learner = lean_of(job)
+        randomised(learner)
+        learner.adapter.dropout = 0.0
+        found.append((network.learn([turn_of(learner, objective, rows)]), lean_gradients(learner)))
+        judged = network.judge(learner, objective, rows)
+        assert judged.loss / judged.share == pytest.approx(found[0][0][0], rel=1e-5)
+    (whole, gradients), (cut, others) = found
+    assert cut == pytest.approx(whole, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    # With dropout, what the gradients are of is what the loss was of.
+    learner.adapter.dropout = 0.3
+    learner.clear()
+    state = learner.random_state()
+    first = network.learn([turn_of(learner, objective, rows)])
+    learner.set_random_state(state)
+    assert network.learn([turn_of(learner, objective, rows)]) == first
