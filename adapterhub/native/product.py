@@ -24,9 +24,9 @@ class PackedProduct:
         """Bytes in memory."""
         return self._panels.numel() * self._panels.element_size()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return float32 [rows, out] for float32 `x` [rows, in] on the CPU; no autograd."""
-        y = x.new_empty(x.shape[0], self._out_features)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return float32 [rows, out] for float32 `x` [rows, in] on the CPU, in `out` if given; no autograd."""
+        y = x.new_empty(x.shape[0], self._out_features) if out is None else out
         self._kernels.product(x.contiguous(), self._panels, y)
         return y
 

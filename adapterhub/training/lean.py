@@ -155,7 +155,7 @@ class LeanNetwork:
         sites = {learner.name_of(site): site for site in adapter.sites}
         found = principal_pairs(
             sites,
-            lambda name: self.decoder.weight_of(sites[name].layer, sites[name].stack, sites[name].index),
+            lambda name: self.decoder.stacks(sites[name].layer)[sites[name].stack].weight_of(sites[name].index),
             lambda name: sites[name].rank,
             lambda name: sites[name].scaling,
             seed,
@@ -172,7 +172,7 @@ class LeanNetwork:
         """Return the layers of the decoder that targets name, with their ranks and scalings by PEFT's rules."""
         found = []
         for layer in range(self.decoder.depth):
-            for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.layer(layer).stacks, strict=True)):
+            for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.stacks(layer), strict=True)):
                 first = 0
                 for index, (name, out) in enumerate(zip(names, weights.outs, strict=True)):
                     module = f"{root}layers.{layer}.{name}"
@@ -180,7 +180,7 @@ class LeanNetwork:
                     if chosen and (targets.layers is None or layer in targets.layers):
                         rank = config.rank_of(module)
                         scaling = lora_scaling(config.alpha_of(module), rank, rslora=config.rslora)
-                        width = weights.weight.shape[1]
+                        width = weights.in_features
                         found.append(Site(layer, stack, index, width, out, first, rank, scaling))
                     first += out
         return found

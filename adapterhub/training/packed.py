@@ -9,7 +9,7 @@ the lowest layer that learns, and of the last layer only the states that are rea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from adapterhub.native.gated import swiglu, swiglu_backward
 from adapterhub.native.norm import rms_norm, rms_norm_backward
 
 from .adapter import LearningAdapter
+from .frozen import FrozenStack
 from .line import Line
 from .workspace import Workspace
 
@@ -92,8 +93,11 @@ class PackedDecoder:
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self._cos, self._sin = read_angles(backbone, config)
         self._layers: list[LayerWeights] = []
+        self._stacks: list[tuple[FrozenStack, ...]] = []
         for layer in backbone.layers:
-            self._layers.append(read_layer(layer, config))
+            weights = read_layer(layer, config)
+            self._stacks.append(tuple(map(FrozenStack, weights.stacks)))
+            self._layers.append(replace(weights, stacks=()))
             let_go(layer)
         self._norm: NormWeights = read_norm(backbone.norm)
         self._work = Workspace(self.dtype, self.device)
@@ -109,15 +113,9 @@ class PackedDecoder:
         """Width of the states."""
         return int(self.embedding.shape[1])
 
-    def layer(self, index: int) -> LayerWeights:
-        """Return a layer's frozen weights."""
-        return self._layers[index]
-
-    def weight_of(self, layer: int, stack: int, index: int) -> Tensor:
-        """Return the frozen weight [out, in] of one layer of a stack."""
-        weights = self._layers[layer].stacks[stack]
-        first = sum(weights.outs[:index])
-        return weights.weight[first : first + weights.outs[index]]
+    def stacks(self, layer: int) -> tuple[FrozenStack, ...]:
+        """Return a layer's frozen stacks, in the order of STACKS."""
+        return self._stacks[layer]
 
     @torch.no_grad()
     def trunk(self, line: Line, depth: int) -> Tensor:
@@ -187,14 +185,8 @@ class PackedDecoder:
         updates: list[list[_Update]] = [[], [], [], []]
 
         def linear(stack: int, given: Tensor, into: str, span: Sequence[Rows], residual: Tensor | None) -> Tensor:
-            frozen = weights.stacks[stack]
-            y = self._work.take((place, into), len(given), frozen.weight.shape[0])
-            if residual is not None:
-                torch.addmm(residual, given, frozen.weight.T, out=y)
-            else:
-                torch.mm(given, frozen.weight.T, out=y)
-            if frozen.bias is not None:
-                y.add_(frozen.bias)
+            frozen = self._stacks[index][stack]
+            y = frozen.forward(given, self._work.take((place, into), len(given), frozen.out_features), residual)
             for each in span:
                 updates[stack] += _add(index, stack, y, given, each, learn=keep)
             return y
@@ -257,8 +249,8 @@ class PackedDecoder:
 
     def _through(self, index: int, stack: int, dy: Tensor, kept: _LayerKept, name: str) -> Tensor:
         """Return the gradient of a stack's input, that of its updates' B noted."""
-        weight = self._layers[index].stacks[stack].weight
-        dx = torch.mm(dy, weight, out=self._work.take(name, len(dy), weight.shape[1]))
+        frozen = self._stacks[index][stack]
+        dx = frozen.backward(dy, self._work.take(name, len(dy), frozen.in_features))
         for update in kept.updates[stack]:
             _back(update, dy, dx)
         return dx

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapterhub.base.record import Base
@@ -319,3 +320,27 @@ def test_an_embedding_learns_from_all_rows_of_a_batch_that_takes_several_lines(
     first = network.learn([turn_of(learner, objective, rows)])
     learner.set_random_state(state)
     assert network.learn([turn_of(learner, objective, rows)]) == first
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_weights_kept_in_bfloat16_are_multiplied_as_they_are(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are all bfloat16 are packed; with and without kernels of our own the gradients are the same."""
+    job = job_of(tmp_path, "classification", family)
+    file = job.base.path / "model.safetensors"
+    save_file({name: each.bfloat16().float() for name, each in load_file(file).items()}, file, {"format": "pt"})
+    objective, rows = objective_for("classification"), rows_of("classification")
+    found = []
+    for packed in (True, False):
+        if not packed:
+            monkeypatch.setattr("adapterhub.training.frozen.pack_product", lambda weight: None)
+        network, learner = lean_of(job)
+        randomised(learner)
+        found.append((network.learn([turn_of(learner, objective, rows)]), lean_gradients(learner)))
+        for layer in range(network.decoder.depth):
+            for stack in network.decoder.stacks(layer):
+                assert torch.equal(stack.weight.bfloat16().float(), stack.weight)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from adapterhub.base.llama import read_layer
 from adapterhub.base.load import load_backbone
 from adapterhub.training.adapter import LearningAdapter, Site
 from adapterhub.training.line import Line, pack
@@ -85,7 +86,10 @@ def test_states_are_those_of_transformers_own_model(tmp_path: Path, family: str,
 
 
 def test_families_differ_in_what_makes_them_one(tmp_path: Path) -> None:
-    layers = {family: PackedDecoder(model_of(tmp_path, family)).layer(0) for family in FAMILIES}
+    layers = {}
+    for family in FAMILIES:
+        model = model_of(tmp_path, family)
+        layers[family] = read_layer(model.base_model.layers[0], model.config)
     assert {family for family, layer in layers.items() if layer.window is not None} == {"mistral"}
     assert {family for family, layer in layers.items() if layer.stacks[0].bias is not None} == {"qwen2"}
     assert {family for family, layer in layers.items() if layer.q_norm is not None} == {"qwen3"}
@@ -95,10 +99,10 @@ def adapter_of(decoder: PackedDecoder, seed: int, rank: int, dropout: float = 0.
     """An adapter on every linear layer with weights that do something."""
     sites = []
     for layer in range(decoder.depth):
-        for stack, weights in enumerate(decoder.layer(layer).stacks):
+        for stack, weights in enumerate(decoder.stacks(layer)):
             first = 0
             for index, out in enumerate(weights.outs):
-                sites.append(Site(layer, stack, index, weights.weight.shape[1], out, first, rank, 0.7))
+                sites.append(Site(layer, stack, index, weights.in_features, out, first, rank, 0.7))
                 first += out
     adapter = LearningAdapter(sites, decoder.dtype, dropout=dropout)
     adapter.start(seed, 0.02)
