@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Loop:
         self._accelerator, self._progress, self._keeper, self._track = accelerator, progress, keeper, track
         self._good: dict[str, Snapshot] = {}
         self._turn = 0
+        self._told = False
         self._written = time.monotonic()
 
     def resume(self) -> bool:
@@ -70,9 +72,8 @@ class Loop:
 
     def run(self) -> None:
         """Train every run to its last step, or until its validation has stopped improving; the best weights stay."""
-        if self._keeper is not None:
-            self._keeper.begin((run.name, run.step) for run in self.runs)
         for run in self.runs:
+            self._keep(partial(Keeper.rewind, run=run.name, step=run.step))
             self._progress.begin(run.name, run.steps)
         try:
             self._take_snapshots()
@@ -88,8 +89,7 @@ class Loop:
         finally:
             for run in self.runs:
                 self._progress.end(run.name)
-            if self._keeper is not None:
-                self._keeper.end()
+                self._keep(partial(Keeper.end, run=run.name))
         for run in self.runs:
             if run.name not in self.failed:
                 self._guarded(run, run.finish)
@@ -109,15 +109,13 @@ class Loop:
     def _apply(self, run: Run, loss: float, batch: Sequence[Row], seconds: float) -> None:
         report = run.apply(loss, batch, seconds)
         self._progress.step(run.name, report)
-        if self._keeper is not None:
-            self._keeper.step(run.name, report)
+        self._keep(partial(Keeper.step, run=run.name, report=report))
         if self._track is not None:
             self._track(run.name, _tracked(report), report.step)
         if run.due:
             evaluation, best = run.evaluated(self._judged(run))
             self._progress.evaluated(run.name, evaluation, best=best)
-            if self._keeper is not None:
-                self._keeper.evaluated(run.name, evaluation, best=best)
+            self._keep(partial(Keeper.evaluated, run=run.name, evaluation=evaluation, best=best))
             if self._track is not None:
                 value = {"validation_loss": evaluation.loss, f"validation_{evaluation.metric}": evaluation.value}
                 self._track(run.name, value, evaluation.step)
@@ -138,8 +136,21 @@ class Loop:
             self._progress.stage(
                 f"{run.name}: {error}. Going back to step {run.step}, once, with a third of the learning rate"
             )
-            if self._keeper is not None:
-                self._keeper.rewind(run.name, run.step)
+            self._keep(partial(Keeper.rewind, run=run.name, step=run.step))
+
+    def _keep(self, write: Callable[[Keeper], None]) -> None:
+        """Write to journals; a full disk is told once, and training goes on."""
+        if self._keeper is None:
+            return
+        try:
+            write(self._keeper)
+        except OSError as error:
+            if not self._told:
+                self._progress.stage(
+                    f"the journals in {self._keeper.folder} could not be written ({error.strerror or error}); training "
+                    "goes on, and they will have gaps"
+                )
+            self._told = True
 
     def _turn_of(self, run: Run, batch: Sequence[Row]) -> Turn:
         """Return this process's part of a batch, with the weight of all of it."""

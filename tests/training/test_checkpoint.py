@@ -112,7 +112,7 @@ def snapshot(value: float, **values: Any) -> Snapshot:
 
 
 CHECKPOINT = Checkpoint(
-    8, {"a": snapshot(1.0, best=None), "b": snapshot(2.0, losses=[[0.1], None, 1e-300])}, {"c": "no"}
+    8, 2, {"a": snapshot(1.0, best=None), "b": snapshot(2.0, losses=[[0.1], None, 1e-300])}, {"c": "no"}
 )
 
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert path.stat().st_size == size
     found = read_checkpoint(path)
     assert found is not None
-    assert (found.turn, found.failed) == (8, {"c": "no"})
+    assert (found.turn, found.threads, found.failed) == (8, 2, {"c": "no"})
     assert found.snapshots.keys() == {"a", "b"}
     for name, expected in CHECKPOINT.snapshots.items():
         assert found.snapshots[name].values == expected.values

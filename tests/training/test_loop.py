@@ -223,16 +223,20 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
         assert told[0] == told[1]
 
 
-def test_a_run_that_failed_stays_failed_when_the_others_resume(tmp_path: Path) -> None:
+def test_a_run_that_failed_stays_failed_when_the_others_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
     runs = [run_of("a"), run_of("b", steps=20)]
     network = Written({id(runs[0].learner): at(2, 3)})
     with pytest.raises(KeyboardInterrupt):
         looped(runs, network, Interrupting(18), tmp_path)
+    monkeypatch.setattr("adapterhub.training.loop.torch.set_num_threads", threads.append)
     again = [run_of("a"), run_of("b", steps=20)]
     loop = looped(again, folder=tmp_path, resume=True)
     assert list(loop.failed) == ["a"]
     assert "lower training.learning_rate" in str(loop.failed["a"])
     assert (again[0].step, again[1].step) == (0, 20)
+    # Other threads would round otherwise.
+    assert threads == [torch.get_num_threads()]
 
 
 def test_a_slower_rate_survives_a_resume(tmp_path: Path) -> None:
@@ -264,6 +268,22 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path, monkeypatch: p
     )
     assert asked == [False, True, True]  # steps 5, 10 and the last; the one before was still there
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [kept.name]
+
+
+@pytest.mark.parametrize("what", ["step", "evaluated", "rewind", "end"])
+def test_a_journal_that_cannot_be_written_is_told_once_and_training_goes_on(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*told: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"rewind": "keeper.Journal", "end": "keeper.draw_losses"}.get(what, f"journal.Journal.{what}")
+    monkeypatch.setattr(f"adapterhub.training.{where}", full)
+    runs, progress = [run_of("a", eval_every=3), run_of("b", eval_every=3)], Recorder()
+    assert looped(runs, None, progress, tmp_path).failed == {}
+    assert [run.step for run in runs] == [STEPS, STEPS]
+    (said,) = [each for each in progress.told if "journals" in each]
+    assert said.startswith(f"the journals in {tmp_path} could not be written (No space left on device); training goes")
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
