@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import adapterhub.training.checkpoint
 import adapterhub.training.loop
+import adapterhub.training.train
 from adapterhub.base.source import open_base
 from adapterhub.training.job import StepReport, TrainingJob
 from adapterhub.training.train import Trained, Trainer
@@ -31,7 +32,7 @@ class Plan:
     """What a process trains, where, and when it is killed.
 
     `kill` is ("step", n): as step n of a task is told; ("write", n): as the n-th checkpoint of the process is on the
-    disk in part; ("replaced", n): as it has just taken the place of the one before.
+    disk in part; ("replaced", n): as it has just taken the place of the one before. `seconds` lie between checkpoints.
     """
 
     base: Path
@@ -41,20 +42,19 @@ class Plan:
     resume: bool = False
     kill: tuple[str, int] | None = None
     changes: tuple[tuple[str, Any], ...] = ()
-    """Of the training settings, and `dropout`."""
+    """Of the training settings, and `dropout` and `layers`."""
+    seconds: float = 0.0
 
 
 def jobs_of(plan: Plan) -> list[TrainingJob]:
     """Classification "a" and generation "b", both with dropout, whose batches do not fill an epoch evenly."""
     base = open_base(str(plan.base), cache=plan.folder / "bases")
     changes = dict(plan.changes)
-    dropout = changes.pop("dropout", 0.2)
+    lora = {"dropout": changes.pop("dropout", 0.2), "layers": changes.pop("layers", "all")}
     training = {"steps": 13, "batch_size": 4, "learning_rate": 5e-3, "eval_every": 4} | changes
     letters = [example(f"f:{n}", prompt="ab" * (n % 3 + 1), completion="xyz"[: n % 3 + 1]) for n in range(11)]
     jobs = {
-        "a": make_job(
-            base, toy_rows(26), toy_rows(6, seed=1), task="a", training=training, lora={"rank": 4, "dropout": dropout}
-        ),
+        "a": make_job(base, toy_rows(26), toy_rows(6, seed=1), task="a", training=training, lora={"rank": 4, **lora}),
         "b": make_job(
             base,
             letters,
@@ -62,7 +62,7 @@ def jobs_of(plan: Plan) -> list[TrainingJob]:
             task="b",
             kind="generation",
             training=training | {"steps": 9, "seed": 5},
-            lora={"rank": 2, "dropout": dropout},
+            lora={"rank": 2, **lora},
         ),
     }
     return [jobs[name] for name in plan.tasks]
@@ -83,7 +83,8 @@ def train(plan: Plan, environment: dict[str, str]) -> None:
     """Train as planned, and write adapters and what was told to `plan.out`."""
     os.environ.update(environment)
     adapterhub.training.loop.SNAPSHOT_STEPS = 2
-    adapterhub.training.loop.CHECKPOINT_SECONDS = 0.0
+    adapterhub.training.loop.CHECKPOINT_SECONDS = plan.seconds
+    adapterhub.training.train.cache_root = lambda: plan.base.parent / "kept"  # type: ignore[attr-defined]
     where, count = plan.kill or ("", 0)
     if where in ("write", "replaced"):
         _kill_at(where, count)

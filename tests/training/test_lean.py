@@ -344,3 +344,54 @@ def test_weights_kept_in_bfloat16_are_multiplied_as_they_are(
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for name, gradient in found[1][1].items():
         torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_vectors_are_pooled_as_the_general_network_pools_them(tmp_path: Path, pooling: Any) -> None:
+    job, rows, objective = job_of(tmp_path, "embedding"), rows_of("embedding"), objective_for("embedding")
+    network, learner = lean_of(job)
+    reference, peft = peft_of(job)
+    randomised(learner)
+    randomised(peft, learner)
+    learner.pooling = pooling
+    object.__setattr__(peft, "pooling", pooling)
+    found, wanted = (net.judge(one, objective, rows) for net, one in ((network, learner), (reference, peft)))
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
+
+
+def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None:
+    job, rows, objective = (
+        job_of(tmp_path, "classification"),
+        rows_of("classification"),
+        objective_for("classification"),
+    )
+    whole, low = LeanNetwork(job.base, "float32", CPU), LeanNetwork(job.base, "bfloat16", CPU)
+    found = []
+    for network in (whole, low):
+        learner = network.learner(job)
+        randomised(learner)
+        assert all(p.dtype == torch.float32 for p in learner.parameters().values())
+        for _ in range(2):  # they add up, whatever they are added up in
+            network.learn([turn_of(learner, objective, rows)])
+        found.append(lean_gradients(learner))
+        assert {tensor.dtype for tensor in learner.saved().values()} == {torch.float32}
+    for name, gradient in found[0].items():
+        assert float((found[1][name] - gradient).norm() / gradient.norm()) < 0.2, name
+    together = [torch.cat([each.flatten() for each in gradients.values()]) for gradients in found]
+    assert float((together[1] - together[0]).norm() / together[0].norm()) < 0.05
+
+
+def test_in_bfloat16_the_network_sees_changed_parameters_once_it_is_told(tmp_path: Path) -> None:
+    job, rows, objective = (
+        job_of(tmp_path, "classification"),
+        rows_of("classification"),
+        objective_for("classification"),
+    )
+    network = LeanNetwork(job.base, "bfloat16", CPU)
+    learner = network.learner(job)
+    before = network.judge(learner, objective, rows).loss
+    with torch.no_grad():
+        learner.adapter.b.normal_(0.0, 0.3)
+    assert network.judge(learner, objective, rows).loss == before
+    learner.refresh()
+    assert network.judge(learner, objective, rows).loss != before

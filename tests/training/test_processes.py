@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from adapterhub.lora.files import read_tensors
+from adapterhub.registry.bundle import digest_folder
 from adapterhub.training.checkpoint import read_checkpoint
 from tests.tiny import make_tiny_base
 from tests.training.driver import Plan, finish, start, told
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -43,9 +44,11 @@ def free_port() -> int:
 
 
 def launch(plan: Plan, count: int = 2, kill: tuple[str, int] | None = None) -> list[int | None]:
-    """Train in so many processes; `kill` is for the first."""
+    """Train in so many processes; `kill` is for the first, which alone thinks that it is time for checkpoints."""
     port = free_port()
-    plans = [replace(plan, kill=kill if rank == 0 else None) for rank in range(count)]
+    plans = [
+        replace(plan, kill=kill if rank == 0 else None, seconds=0.0 if rank == 0 else 1e9) for rank in range(count)
+    ]
     processes = [start(each, **environment(rank, count, port)) for rank, each in enumerate(plans)]
     if kill is not None:
         # Nobody waits for a process that is gone.
@@ -108,6 +111,29 @@ def test_two_processes_that_were_killed_end_as_two_that_were_not(tmp_path: Path,
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
+def test_the_trunk_is_filled_by_one_and_read_by_both(tmp_path: Path, bases: dict[str, Path]) -> None:
+    changes = {"layers": "top-2", "dropout": 0.0, "batch_size": 5}
+    two, one = (plan_of(bases["llama"], tmp_path, name, "a", "b", **changes) for name in ("two", "one"))
+    assert launch(two) == [0, 0]
+    kept = sorted((bases["llama"].parent / "kept").rglob("*.states"))
+    assert len(kept) == 2
+    assert sum("layers below the adapter" in each for each in told(two.out)["told"]) == 2
+    assert not any("layers below" in each for each in told(two.out.with_name("out-1"))["told"])
+    assert finish([start(one)]) == [0]
+    compare(two, one, 2e-6)
+    assert sorted((bases["llama"].parent / "kept").rglob("*.states")) == kept
+
+
+def test_trainings_that_fill_one_trunk_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base", "llama", seed=7)
+    plans = [plan_of(base, tmp_path, str(i), "a", "b", layers="top-1") for i in range(3)]
+    assert finish([start(plan) for plan in plans]) == [0, 0, 0]
+    for task in plans[0].tasks:
+        assert len({digest_folder(plan.out / task) for plan in plans}) == 1
+    left = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} == {".index", ".states"}
+
+
 def test_processes_draw_dropout_of_their_own(tmp_path: Path, bases: dict[str, Path]) -> None:
     plan = plan_of(bases["llama"], tmp_path, "two", dropout=0.5, steps=3)
     assert launch(plan) == [0, 0]
@@ -137,7 +163,7 @@ def test_torchrun_starts_them(tmp_path: Path, bases: dict[str, Path]) -> None:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
