@@ -61,6 +61,21 @@ def evaluate(
     return metrics
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two values of the same things; equal values share the mean of their ranks.
+
+    It is 0 where one side is all alike. Raises ValueError where the numbers of values differ.
+    """
+    a, b = (_mean_ranks(values) for values in (one, other))
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values cannot be ranked beside {len(b)}")
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return 0.0
+    import numpy as np
+
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 def share(successes: int, rows: int) -> Metric:
     """Return a share of rows with Wilson's score interval."""
     value = successes / rows
@@ -310,3 +325,10 @@ def _canonical(value: Any) -> str:
 def _pairs(text: str | None) -> Counter[tuple[str, str]]:
     value = _parsed(text)
     return Counter((name, _canonical(inner)) for name, inner in value.items()) if isinstance(value, dict) else Counter()
+
+
+def _mean_ranks(values: Sequence[float]) -> list[float]:
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values)):
+        places.setdefault(value, []).append(place)
+    return [sum(places[value]) / len(places[value]) for value in values]

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from workload import BASE, Ask
 
 from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size
@@ -17,7 +18,9 @@ from adapterhub.engine.engine import Engine
 from adapterhub.engine.request import Adapter, Event, FailedEvent, Request, Sampling, TokenEvent
 from adapterhub.engine.scheduler import Limits
 from adapterhub.lora.files import read_adapter
-from adapterhub.runtime.threads import choose_threads
+from adapterhub.native.product import pack_product
+from adapterhub.native.threads import choose_threads
+from adapterhub.runtime.threads import decode_chain
 
 # Long enough for any load; an engine that is stuck must not hang a benchmark for ever.
 _PATIENCE = 60.0
@@ -44,6 +47,12 @@ class Heard:
         self.done = event.finish is not None
 
 
+def _read_bytes(weight: Tensor) -> int:
+    """Return the bytes in which the engine keeps a weight."""
+    packed = pack_product(weight) if weight.ndim == 2 else None
+    return weight.numel() * weight.element_size() if packed is None else packed.bytes
+
+
 class Driven:
     """An engine on the default base and adapters from folders. `precision` as in AdapterHub; no prefix cache."""
 
@@ -59,14 +68,15 @@ class Driven:
         base = open_base(BASE)
         self.dtype = compute_dtype(precision, "cpu")
         # In this order, as AdapterHub does it: workers that loading leaves behind would disturb the measuring.
-        self.threads = choose_threads(threads, load_hidden_size(base), self.dtype)
+        width = load_hidden_size(base)
+        self.threads = choose_threads(threads, lambda: decode_chain(width, self.dtype))
         torch.set_num_threads(self.threads.count)
         model = load_backbone(base, self.dtype, "cpu")
         self.config = model.config
         # Before the engine packs them: every weight is read once a step, the embedding as the output layer's where it
         # is tied to it, as here.
         assert self.config.tie_word_embeddings
-        self.base_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        self.base_bytes = sum(map(_read_bytes, model.parameters()))
         self.engine = Engine(
             model, base.context_length, limits=limits, resident=resident, host_bytes=host_bytes, prefix_bytes=0
         )

@@ -55,6 +55,7 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
         "max_length": None,
         "prompt": {"style": None, "system": None, "template": None},
         "pad_token": None,
+        "init": None,
         "lora": {
             "rank": 8,
             "alpha": 16.0,
@@ -62,16 +63,20 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
             "layers": "all",
             "dropout": 0.0,
             "variant": "lora",
+            "init": "default",
+            "rank_pattern": {},
         },
         "training": {
             "epochs": 3.0,
             "steps": None,
             "batch_size": 32,
+            "batch_tokens": None,
             "learning_rate": 1e-3,
             "schedule": "linear",
             "warmup": 0.06,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "lora_plus": 1.0,
             "seed": 0,
             "precision": "auto",
             "eval_every": None,
@@ -168,7 +173,8 @@ def test_unknown_keys_name_the_nearest_known_one(tmp_path: Path) -> None:
     text = SMALLEST + "training: {epoch: 1}\nrank: 4\nlora: {zzz: 1}\n"
     file = tmp_path / "recipe.yaml"
     assert refused(tmp_path, text) == [
-        f"{file}: unknown key 'lora.zzz'; known here: alpha, dropout, layers, rank, targets, variant",
+        f"{file}: unknown key 'lora.zzz'; "
+        "known here: alpha, dropout, init, layers, rank, rank_pattern, targets, variant",
         f"{file}: unknown key 'training.epoch'; did you mean 'training.epochs'?",
         f"{file}: unknown key 'rank'; did you mean 'lora.rank'?",
     ]
@@ -200,7 +206,13 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("lora: {rank: '8'}", "lora.rank is '8': must be a valid integer"),
         ("lora: {alpha: true}", "lora.alpha is True: must be a valid number"),
         ("lora: {dropout: 1}", "lora.dropout is 1: must be less than 1"),
-        ("lora: {variant: dora}", "lora.variant is 'dora': must be 'lora' or 'rslora'"),
+        ("lora: {variant: vera}", "lora.variant is 'vera': must be 'lora', 'rslora' or 'dora'"),
+        ("lora: {init: pissa, variant: dora}", "lora: init is 'pissa' and variant 'dora'; the two do not go together"),
+        ("lora: {rank_pattern: {'a b': 4}}", "lora.rank_pattern: 'a b' is no module name or end of one"),
+        (
+            "training: {batch_size: 8, batch_tokens: 99}",
+            "training: batch_size (8) and batch_tokens (99) are both given",
+        ),
         ("lora: {targets: q_proj}", "lora.targets is 'q_proj': must be 'all-linear' or a list"),
         ("lora: {targets: []}", "lora.targets is []: must be 'all-linear' or a list"),
         ("lora: {layers: top-0}", "lora.layers is 'top-0': must be 'all', 'top-N'"),

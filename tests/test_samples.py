@@ -28,6 +28,7 @@ LABELS = {
     "support-tone": {"angry", "calm", "delighted", "frustrated"},
 }
 TEXT_FIELD = {"support-intent": "text", "support-tone": "text", "order-fields": "prompt"}
+PAIRS = {"help-search": "text", "reply-style": "prompt"}
 MINIMUM = {"support-intent": 400, "support-tone": 320, "order-fields": 360}
 ORDER_FIELDS = {"colour", "delivery_date", "item", "order_number", "quantity", "size"}
 SHARES = {"train": (0.6, 0.7), "validation": (0.12, 0.18), "test": (0.17, 0.23)}
@@ -94,7 +95,7 @@ def rows(task: str, split: str) -> list[dict[str, Any]]:
 @cache
 def texts(task: str) -> list[tuple[str, str]]:
     """Return (split, text) of every row of a task."""
-    return [(split, row[TEXT_FIELD[task]]) for split in SPLITS for row in rows(task, split)]
+    return [(split, row[(TEXT_FIELD | PAIRS)[task]]) for split in SPLITS for row in rows(task, split)]
 
 
 @pytest.mark.parametrize("task", TEXT_FIELD)
@@ -123,13 +124,13 @@ def test_every_split_has_every_label_about_equally_often(task: str) -> None:
         assert max(counts.values()) <= 1.25 * min(counts.values())
 
 
-@pytest.mark.parametrize("task", TEXT_FIELD)
+@pytest.mark.parametrize("task", [*TEXT_FIELD, *PAIRS])
 def test_no_text_is_given_twice(task: str) -> None:
     counts = Counter(" ".join(re.findall(r"\w+", text.lower())) for _, text in texts(task))
     assert [text for text, count in counts.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("task", TEXT_FIELD)
+@pytest.mark.parametrize("task", [*TEXT_FIELD, *PAIRS])
 def test_no_text_has_a_near_twin_in_another_split(task: str) -> None:
     known = [(split, text, words_of(text)) for split, text in texts(task)]
     twins = [
@@ -146,6 +147,31 @@ def test_lengths_vary(task: str) -> None:
     assert lengths[0] <= 3
     assert lengths[-1] >= 25
     assert lengths[len(lengths) // 4] < lengths[3 * len(lengths) // 4]
+
+
+def test_pairs_are_whole_and_few() -> None:
+    for task in PAIRS:
+        assert 50 <= sum(len(rows(task, split)) for split in SPLITS) <= 80
+        for split in SPLITS:
+            for row in rows(task, split):
+                assert all(isinstance(value, str) and value and value == value.strip() for value in row.values()), row
+                assert len({*row.values()}) == len(row)
+
+
+def test_every_help_page_is_learnt_and_tested() -> None:
+    pages = {split: Counter(row["positive"] for row in rows("help-search", split)) for split in SPLITS}
+    assert set(pages["train"]) == set(pages["test"]) >= set(pages["validation"])
+    assert set(pages["test"].values()) == set(pages["validation"].values()) == {1}
+    assert {row["negative"] for row in rows("help-search", "train")} <= set(pages["train"])
+    assert all("negative" not in row for split in ("validation", "test") for row in rows("help-search", split))
+
+
+def test_preferred_replies_are_short() -> None:
+    for split in SPLITS:
+        for row in rows("reply-style", split):
+            assert row.keys() == {"prompt", "chosen", "rejected"}
+            assert len(re.findall(r"[.?](?=\s|$)", row["chosen"])) <= 3, row
+            assert "!" not in row["chosen"]
 
 
 def test_overlap_sees_a_twin() -> None:

@@ -21,6 +21,7 @@ STACKS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+_SILU = frozenset({"silu", "swish"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class StackWeights:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One transformer layer; `stacks` in the order of STACKS, `window` None where attention sees everything before."""
+    """One transformer layer.
+
+    `stacks` in the order of STACKS; `silu` where `act` is that; `window` None where attention sees everything before.
+    """
 
     stacks: tuple[StackWeights, ...]
     before: NormWeights
@@ -53,6 +57,7 @@ class LayerWeights:
     q_norm: NormWeights | None
     k_norm: NormWeights | None
     act: Callable[[Tensor], Tensor]
+    silu: bool
     heads: int
     kv_heads: int
     dim: int
@@ -72,7 +77,7 @@ def check_family(config: Any) -> None:
 def check_trainable(config: Any) -> None:
     """Raise ValueError where a config asks for what the packed decoder, which also runs backward, does not compute."""
     check_family(config)
-    if config.hidden_act not in {"silu", "swish"}:
+    if config.hidden_act not in _SILU:
         raise ValueError(f"bases with {config.hidden_act!r} gates have no packed backward")
 
 
@@ -88,6 +93,7 @@ def read_layer(layer: Any, config: Any) -> LayerWeights:
         q_norm=q_norm,
         k_norm=k_norm,
         act=layer.mlp.act_fn,
+        silu=config.hidden_act in _SILU,
         heads=int(config.num_attention_heads),
         kv_heads=int(config.num_key_value_heads),
         dim=int(attention.head_dim),

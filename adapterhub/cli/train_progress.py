@@ -68,6 +68,16 @@ class LineProgress:
         """Do nothing: every line is out already."""
 
 
+class QuietProgress(LineProgress):
+    """What happens next, and nothing of single steps: for many trainings after one another."""
+
+    def begin(self, task: str, steps: int) -> None:
+        """Say nothing."""
+
+    def step(self, task: str, report: StepReport) -> None:
+        """Say nothing."""
+
+
 class LiveProgress(LineProgress):
     """A bar a task with loss, speed and time left; evaluations scroll above them."""
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapterhub.native.decode import decode_attention
+
 from .batch import Batch, Decoding, Stretch
 
 NAME = "adapterhub_packed"
@@ -25,11 +27,10 @@ def attend(
     """
     for store in batch.stores:
         store.put(layer, k, v)
-    if not batch.stretches and len(batch.decoding) == 1 and batch.decoding[0].rows == q.shape[0]:
-        only = batch.decoding[0]
-        return _decode(batch, only, layer, q, scale, window).index_select(0, only.real)
     out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
     for part in batch.decoding:
+        if q.device.type == "cpu" and decode_attention(q, part.block.data[layer], part.entries, scale, window, out):
+            continue
         found = _decode(batch, part, layer, q, scale, window)
         out.index_copy_(0, part.tokens.index_select(0, part.real), found.index_select(0, part.real))
     for stretch in batch.stretches:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.lora.rows import Segment
+from adapterhub.native.entries import Entries
 
 from .kv_cache import Block, KVCache, Place
 from .plan import Plan
@@ -62,6 +63,13 @@ class Decoding:
     def rows(self) -> int:
         """Rows of the block that are computed."""
         return int(self.tokens.shape[0])
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The rows that decode, for the kernel."""
+        real: list[int] = self.real.tolist()
+        tokens, lengths = (each[self.real].tolist() for each in (self.tokens, self.lengths))
+        return Entries(tokens, real, lengths)
 
     def bias(self, dtype: torch.dtype, window: int | None) -> Tensor:
         """Return [rows, 1, 1, longest]: 0 where the row may look, -inf elsewhere."""

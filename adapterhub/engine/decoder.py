@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from adapterhub.lora.linear import linear_shapes
 from adapterhub.lora.rows import RowAdapters
 from adapterhub.lora.slabs import LoraSlabs, Stacked
 from adapterhub.lora.weights import LoraPair
+from adapterhub.native.gated import swiglu
+from adapterhub.native.norm import add_rms_norm, rms_norm
 
 from .attention import attend
 from .batch import Batch
@@ -51,10 +53,11 @@ class _Norm:
             # transformers normalises in float32 whatever the model's dtype; float64 serves comparisons with it.
             narrow = x.to(torch.float32)
             return self.weight * (narrow * torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-        # Two passes over the states where F.rms_norm takes five.
-        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return torch.mul(x, scale).to(x.dtype).mul_(self.weight)
+        return rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
+
+    def after(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Add `delta` to `x`, in place, and return the sum normalised."""
+        return self(x.add_(delta)) if x.dtype == torch.float64 else add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class _Stack:
@@ -84,7 +87,8 @@ class _Layer:
         self._q_norm, self._k_norm = (
             None if norm is None else _Norm.of(norm) for norm in (weights.q_norm, weights.k_norm)
         )
-        self._act, self._dim = weights.act, weights.dim
+        self._gated = swiglu if weights.silu else _gated(weights.act)
+        self._dim = weights.dim
         self._heads, self._kv_heads = weights.heads, weights.kv_heads
         self._scale, self._window = weights.scale, weights.window
 
@@ -92,9 +96,8 @@ class _Layer:
         """Return the residual stream [tokens, hidden] after this layer; `x` may be written over."""
         qkv, out, gate_up, down = self.stacks
         q, k, v = self._split(qkv(self._before(x)), angles)
-        x.add_(out(attend(batch, self._index, q, k, v, self._scale, self._window)))
-        gate, up = gate_up(self._between(x)).chunk(2, dim=-1)
-        return x.add_(down(self._act(gate).mul_(up)))
+        attended = attend(batch, self._index, q, k, v, self._scale, self._window)
+        return x.add_(down(self._gated(gate_up(self._between.after(x, out(attended))))))
 
     def _split(self, qkv: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [tokens, heads, dim], the first two turned by their positions."""
@@ -195,6 +198,16 @@ class LeanDecoder:
         """Return whether what is built so far gives the states that the model itself gave."""
         whole = len(self._layers) == self._depth
         return close_states(self.forward(example) if whole else self._stream(example), expected)
+
+
+def _gated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what makes act(gate) * up [rows, width] of gate and up side by side."""
+
+    def gated(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return act(gate).mul_(up)
+
+    return gated
 
 
 def _rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapterhub.native.product import pack_product
+
 # Rows the packed layouts are tuned for: a full decode step.
 _TYPICAL_ROWS = 32
 Product = Callable[[Tensor], Tensor]
@@ -16,9 +18,11 @@ Product = Callable[[Tensor], Tensor]
 class FrozenLinear:
     """y = x W^T + bias for `weight` [out, in], packed once.
 
-    MKL (float32) and oneDNN (bfloat16) multiply few rows by a packed matrix up to 1.5 times faster than by a plain one,
-    which they would pack anew each time. Where a layout is not there, or does not agree with the plain product on this
-    machine, the plain one is used.
+    In float32 that is our own product where all numbers of the weight are bfloat16, as those of most bases are: half
+    the memory, twice as fast as MKL's at 16 rows and no slower at 512 (AVX2, measured in turns). Else MKL (float32) and
+    oneDNN (bfloat16) multiply few rows by a packed matrix up to 1.5 times faster than by a plain one, which they would
+    pack anew each time. Where a layout is not there, or does not agree with the plain product here, the next one is
+    used.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -27,7 +31,7 @@ class FrozenLinear:
         self.bias = bias
         # What DoRA's norms need of the weight once only the packed form is left.
         self.squares = weight.to(torch.promote_types(weight.dtype, torch.float32)).pow(2).sum(dim=1)
-        self.product = _agreeing(_packed(weight), weight) or _plain(weight)
+        self.product = _best(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return [rows, out] for `x` [rows, in]."""
@@ -39,12 +43,16 @@ def _plain(weight: Tensor) -> Product:
     return lambda x: F.linear(x, weight)
 
 
+def _best(weight: Tensor) -> Product:
+    return _agreeing(pack_product(weight), weight) or _agreeing(_packed(weight), weight) or _plain(weight)
+
+
 def _packed(weight: Tensor) -> Product | None:
     if weight.device.type != "cpu":
         return None
     if weight.dtype == torch.float32 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return _mkl(weight)
-    if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _onednn(weight)
     return None
 

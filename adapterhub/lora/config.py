@@ -69,10 +69,12 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Return the rank for a module name, by the same rule."""
-        for pattern, rank in self.rank_pattern.items():
-            if re.match(rf"(?:.*\.)?({pattern})$", module):
-                return int(rank)
-        return self.rank
+        name = self.rank_name_of(module)
+        return self.rank if name is None else int(self.rank_pattern[name])
+
+    def rank_name_of(self, module: str) -> str | None:
+        """Return the pattern that decides the rank for a module name, None where that is the adapter's own rank."""
+        return next((each for each in self.rank_pattern if re.match(rf"(?:.*\.)?({each})$", module)), None)
 
     def to_json(self) -> str:
         """Return canonical text: sorted keys and names, no library version, so equal runs give equal bytes."""

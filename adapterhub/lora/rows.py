@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adapterhub.native.slots import SlotRows
+
 from .ops import NO_SLOT
 
 # A segment this long has products large enough to go by itself; shorter ones go as single rows.
@@ -68,12 +70,14 @@ class RowAdapters:
         self.segments: tuple[Segment, ...] = ()
         self._single: dict[int, list[int]] = {}
         self._groups: dict[frozenset[int], tuple[Group, ...]] = {}
+        self._slots: dict[frozenset[int], SlotRows] = {}
         self._device: torch.device | str = "cpu"
 
     def assign(self, segments: Iterable[Segment], device: torch.device | str = "cpu") -> None:
         """Set the rows of the next forward; rows in no segment, or in one of NO_SLOT, use the bare base."""
         self._device = device
         self._groups.clear()
+        self._slots.clear()
         self._single = {}
         self.length = 0
         long: list[Segment] = []
@@ -98,6 +102,14 @@ class RowAdapters:
         """Return indices of the rows that use a slot."""
         found: list[slice | list[int]] = [slice(s.start, s.stop) for s in self.segments if s.slot == slot]
         return [*found, self._single[slot]] if slot in self._single else found
+
+    def single(self, present: frozenset[int]) -> SlotRows:
+        """Return the single rows whose slots are in `present`, by slot."""
+        found = self._slots.get(present)
+        if found is None:
+            chosen = {slot: self._single[slot] for slot in sorted(present & self._single.keys())}
+            found = self._slots[present] = SlotRows(chosen)
+        return found
 
     def groups(self, present: frozenset[int]) -> tuple[Group, ...]:
         """Return the single rows whose slots are in `present`, in groups of neighbouring slots."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from adapterhub.errors import CorruptAdapter
+from adapterhub.native.slots import SlabMatrices
+from adapterhub.native.updates import add_updates
 
 from .rows import Group, RowAdapters, Segment
 from .weights import LoraPair
@@ -75,6 +79,13 @@ class _Slab:
     outs: tuple[int, ...]
     present: frozenset[int] = field(default_factory=frozenset)
     _windows: dict[tuple[int, int], tuple[Tensor, list[_Part]]] = field(default_factory=dict)
+
+    @cached_property
+    def matrices(self) -> SlabMatrices:
+        """Where all that lies, for the kernel."""
+        ends = accumulate(self.outs, initial=0)
+        chosen = [(b, first) for b, first in zip(self.b, ends, strict=False) if b is not None]
+        return SlabMatrices(self.a, [b for b, _ in chosen], [first for _, first in chosen], sum(self.outs))
 
     def window(self, low: int, high: int) -> tuple[Tensor, list[_Part]]:
         """Return A^T [slots, in, sum of ranks] and the parts of B for slots [low, high): views, made once."""
@@ -168,8 +179,10 @@ class LoraSlabs:
             for segment in rows.segments:
                 if segment.slot in slab.present:
                     self._add_segment(y, x, slab, segment)
-            for group in rows.groups(slab.present):
-                self._add_group(y, x, slab, group)
+            single = rows.single(slab.present)
+            if single.count and not add_updates(y, x, slab.matrices, single):
+                for group in rows.groups(slab.present):
+                    self._add_group(y, x, slab, group)
         for slot in self._gains.keys() & rows.active:
             for index in rows.of(slot):
                 gain = self._gains[slot]

@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parent / "source"
 # No -ffast-math: a NaN or an infinity must come out where one went in, or checks for them find nothing.
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp",
+    "-fno-tree-loop-distribute-patterns",  # rows are too short for calls of memcpy
     "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wno-psabi", "-Wno-ignored-attributes",
 )  # fmt: skip
 # Every symbol must be found in a library that is really needed: so no second OpenMP comes in beside PyTorch's.

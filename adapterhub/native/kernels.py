@@ -36,6 +36,10 @@ class _Shape(ctypes.Structure):
     )
 
 
+class _Places(ctypes.Structure):
+    _fields_ = tuple((name, _LONG) for name in ("token", "head", "values", "row", "cached_head"))
+
+
 class Kernels:
     """What is compiled. Tensors must be `suited` and of fitting shapes: nothing is checked here.
 
@@ -51,6 +55,15 @@ class Kernels:
                 function = getattr(loaded, f"{name}_{suffix}")
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
+        self._product = loaded.product_bfloat16
+        self._product.argtypes, self._product.restype = [_POINTER] * 4 + [_INT] * 4, None
+        self._lora_updates = loaded.lora_updates_float32
+        self._lora_updates.argtypes, self._lora_updates.restype = [_POINTER] * 5 + [_INT], None
+        self._decode_attention = loaded.decode_attention_float32
+        self._decode_attention.argtypes = [_POINTER] * 5 + [_INT] * 3 + [_FLOAT, _INT, _INT]
+        self._decode_attention.restype = None
+        self.panel_rows = int(loaded.panel_rows())
+        self.lanes = self.panel_rows // 2
 
     def attention_forward(
         self, qkv: Tensor, forest: Forest, cos: Tensor, sin: Tensor, shape: AttentionShape, out: Tensor, lse: Tensor
@@ -88,6 +101,29 @@ class Kernels:
     def swiglu_backward(self, gate_up: Tensor, dact: Tensor, dgate_up: Tensor, act: Tensor) -> None:
         """Fill `dgate_up` and `act`."""
         self._call("swiglu_backward", act, gate_up, dact, dgate_up, act, *act.shape)
+
+    def product(self, x: Tensor, panels: Tensor, y: Tensor) -> None:
+        """Fill `y` [rows, out] for `x` [rows, in], both float32, and panels [.., pairs of in, panel_rows, 2]."""
+        room = torch.empty(x.shape[0], self.panel_rows) if y.shape[1] % self.panel_rows else y
+        pointers = (each.data_ptr() for each in (x, panels, y, room))
+        self._product(*pointers, *x.shape, y.shape[1], torch.get_num_threads())
+
+    def lora_updates(self, x: Tensor, y: Tensor, z: Tensor, slab: int, rows: int) -> None:
+        """Add to `y`; `z` is room for the rank activations, `slab` and `rows` are addresses (slots.py)."""
+        self._lora_updates(x.data_ptr(), y.data_ptr(), z.data_ptr(), slab, rows, torch.get_num_threads())
+
+    def decode_attention(
+        self, q: Tensor, cached: Tensor, entries: int, scale: float, window: int | None, out: Tensor
+    ) -> None:
+        """Fill rows of `out`; `entries` is an address (entries.py)."""
+        values, row, head = cached.stride()[:3]
+        places = _Places(q.stride(0), q.stride(1), values, row, head)
+        kv_heads = cached.shape[2]
+        self._decode_attention(
+            q.data_ptr(), cached.data_ptr(), out.data_ptr(), ctypes.addressof(places), entries,
+            kv_heads, q.shape[1] // kv_heads, q.shape[2],
+            scale, _NO_WINDOW if window is None else window, torch.get_num_threads(),
+        )  # fmt: skip
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | int | float | _Shape | None) -> None:
         plain = (

@@ -83,7 +83,8 @@ class Layout:
         """The same for plain PyTorch: trees of similar size side by side, padded.
 
         Each bucket is the tokens' indices int64 [trees, size], which of them are real bool [trees, size], and which
-        token sees which bool [trees, size, size], a window left aside. What pads sees itself, so that no row is empty.
+        token sees which bool [trees, size, size], a window left aside. What pads sees itself, so that no row is empty,
+        and stands for a token of its own tree: zero times another text's NaN would be NaN.
         """
         trees: dict[int, list[int]] = {}
         roots: list[int] = []
@@ -101,7 +102,7 @@ class Layout:
         return torch.tensor([b - a for a, b in zip(self.starts, self.stops, strict=True)], dtype=torch.int64)
 
     def _bucket(self, size: int, trees: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        index = torch.zeros(len(trees), size, dtype=torch.int64)
+        index = torch.tensor([[self.starts[tree[0]]] for tree in trees]).repeat(1, size)
         real = torch.zeros(len(trees), size, dtype=torch.bool)
         sees = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
         for row, tree in enumerate(trees):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
+from adapterhub.data.example import Example
 from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
 from adapterhub.errors import BaseMismatch, ConfigError, UsageError
 from adapterhub.recipe import Recipe
@@ -36,12 +37,13 @@ class Prepared:
     spec: TaskSpec
     init: Version | None
 
-    def job(self) -> TrainingJob:
-        """Return what training is asked for."""
+    def job(self, train: Sequence[Example] | None = None) -> TrainingJob:
+        """Return what training is asked for; `train` are other rows to train on than all."""
         from adapterhub.training.job import TrainingJob
 
         splits, init = self.splits, None if self.init is None else self.init.path
-        return TrainingJob(self.recipe, self.base, self.spec, splits.train, splits.validation, splits.test, init)
+        rows = splits.train if train is None else train
+        return TrainingJob(self.recipe, self.base, self.spec, rows, splits.validation, splits.test, init)
 
 
 def prepare(recipe: Recipe, registry: Registry, progress: Progress) -> Prepared:

@@ -33,13 +33,14 @@ from adapterhub.engine.request import (
 from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
 from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
+from adapterhub.native.threads import choose_threads
 
 from .adapters import AdapterCache
 from .pending import Pending
 from .sampling import make_sampling
 from .stream import Chunk, GenerationStream
 from .target import Embedding, GenerationRequest, Prediction, Score, Target
-from .threads import choose_threads
+from .threads import decode_chain
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class LoadedBase:
         self._tokenizer = load_tokenizer(base, require_pad=False)
         self._weights = options.weights
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        self.threads = choose_threads(options.threads, load_hidden_size(base), dtype, options.device)
+        width = load_hidden_size(base)
+        self.threads = choose_threads(options.threads, lambda: decode_chain(width, dtype), options.device)
         log.info("computing with threads: %d (%s)", self.threads.count, self.threads.reason)
         self._stop_ids: frozenset[int] = frozenset()
 

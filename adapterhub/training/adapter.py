@@ -124,10 +124,10 @@ class LearningAdapter:
         return flat.view(site.rank, site.in_features)
 
     def b_of(self, site: Site) -> Tensor:
-        """Return B [out, rank] of a site: a view that can be written to, without gradient."""
+        """Return B [out, rank] of a site: a view that can be written to, without gradient; it lies transposed."""
         place = self._place(site)
         flat = self.b.detach()[place.b : place.b + site.rank * site.out_features]
-        return flat.view(site.out_features, site.rank)
+        return flat.view(site.rank, site.out_features).T
 
     def fix(self, pairs: Mapping[Site, tuple[Tensor, Tensor]]) -> None:
         """Have pairs (A [rank, in], B [out, rank]) added to the learnt ones, with the sites' scaling, as they are."""
@@ -138,7 +138,7 @@ class LearningAdapter:
             for site in stack:
                 a, b = (each.to(device, dtype) for each in pairs[site])
                 last = site.first + site.out_features
-                members.append(Member(low, low + len(a), site.first, last, b.contiguous(), None))
+                members.append(Member(low, low + len(a), site.first, last, b.T.contiguous(), None))
                 rows.append(a)
                 scale += [site.scaling] * len(a)
                 low += len(a)
@@ -201,7 +201,7 @@ class LearningAdapter:
                     place.low + place.site.rank,
                     place.site.first,
                     place.site.first + place.site.out_features,
-                    *(_matrix(flat, place.b, place.site.out_features, place.site.rank) for flat in (b, grad_b)),
+                    *(_matrix(flat, place.b, place.site.rank, place.site.out_features) for flat in (b, grad_b)),
                 )
                 for place in places
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import ConfigError
@@ -120,5 +121,8 @@ def principal_pairs(
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
             u, s, v = torch.svd_lowrank(wide, q=min(rank + _SPARE, *wide.shape), niter=_ROUNDS)
             root = (s[:rank] / scaling_of(name)).sqrt()
-            pairs[name] = ((v[:, :rank] * root).T.contiguous(), (u[:, :rank] * root).contiguous())
+            # A matrix has no more components than rows or columns: a higher rank is filled up with zeros.
+            spare = rank - len(root)
+            a, b = (functional.pad(each[:, :rank] * root, (0, spare)) for each in (v, u))
+            pairs[name] = (a.T.contiguous(), b.contiguous())
     return Principal(pairs)

@@ -25,9 +25,13 @@ _FORMAT = "1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Every run's snapshot by name, after `turn` steps of them all; and why others failed, by name."""
+    """Every run's snapshot by name, after `turn` steps of them all; and why others failed, by name.
+
+    `threads` computed them: another number may round otherwise.
+    """
 
     turn: int
+    threads: int
     snapshots: Mapping[str, Snapshot]
     failed: Mapping[str, str]
 
@@ -41,7 +45,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> int:
     }
     values = {run: snapshot.values for run, snapshot in checkpoint.snapshots.items()}
     record = {"format": _FORMAT, "values": json.dumps(values), "failed": json.dumps(dict(checkpoint.failed))}
-    record["turn"] = str(checkpoint.turn)
+    record |= {"turn": str(checkpoint.turn), "threads": str(checkpoint.threads)}
     data = save(tensors, metadata=record)
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
@@ -66,7 +70,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
                 raise ValueError(f"format {record['format']!r}")  # noqa: TRY301  (one message for all that is wrong)
             values: dict[str, dict[str, Any]] = json.loads(record["values"])
             failed = json.loads(record["failed"])
-            turn = int(record["turn"])
+            turn, threads = int(record["turn"]), int(record["threads"])
             tensors: dict[str, dict[str, Any]] = {run: {} for run in values}
             for name in stored.keys():  # noqa: SIM118  (no mapping, though it has keys)
                 run, _, key = name.partition("/")
@@ -75,4 +79,4 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         raise TrainingError(
             f"the checkpoint {path} cannot be read ({error}); remove it, or train without --resume, to begin anew"
         ) from error
-    return Checkpoint(turn, {run: Snapshot(tensors[run], values[run]) for run in values}, failed)
+    return Checkpoint(turn, threads, {run: Snapshot(tensors[run], values[run]) for run in values}, failed)

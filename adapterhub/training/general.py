@@ -27,11 +27,13 @@ from .learner import Judged, Learner, Turn
 from .objectives import Objective, Preference
 from .parts import Limits, accumulate, outputs_of
 from .rows import PaddedBatch, Row
-from .targets import adapter_config, choose_targets, without_layers
+from .targets import adapter_config, check_ranks, choose_targets, without_layers
 
 # Plain matrix attention: the backward of CPU flash attention costs 25 times its forward at short lengths. Beyond this
 # many tokens the matrices it keeps for every layer would fill the memory instead.
 EAGER_UP_TO = 512
+# What PEFT puts before the names of the model it wraps.
+_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,12 @@ def build_learner(job: TrainingJob, pad_token_id: int, longest: int, device: tor
     pooling = _pooling(job, model)
     torch.manual_seed(job.recipe.training.seed)
     with warnings.catch_warnings():
+        # PEFT only warns of ranks for modules that are not there; they are checked below.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         # PEFT asks every model under a name that newer transformers call deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = get_peft_model(model, _peft_config(config), autocast_adapter_dtype=True)
+    check_ranks(config, _adapted(adapted))
     network = PeftLearner(adapted, config, pooling, dtype)
     _trainable_in_float32(network)
     return network
@@ -246,11 +251,7 @@ def build_learner(job: TrainingJob, pad_token_id: int, longest: int, device: tor
 def begin_at_principal(learner: PeftLearner, seed: int) -> Principal:
     """Have a fresh learner begin at the principal components of the base's weights, which lose them."""
     model = learner.model
-    layers = {
-        name.removesuffix(".lora_A.default"): model.get_submodule(name.removesuffix(".lora_A.default"))
-        for name, _ in model.named_modules()
-        if name.endswith(".lora_A.default")
-    }
+    layers = {f"{_PREFIX}{name}": model.get_submodule(f"{_PREFIX}{name}") for name in _adapted(model)}
 
     def weight_of(name: str) -> Tensor:
         layer = layers[name]
@@ -266,6 +267,13 @@ def begin_at_principal(learner: PeftLearner, seed: int) -> Principal:
             layers[name].lora_B["default"].weight.copy_(b)
             weight_of(name).sub_((layers[name].scaling["default"] * (b @ a)).to(learner.dtype))
     return found
+
+
+def _adapted(model: Any) -> list[str]:
+    """Return the names of the modules that have matrices, as they are called without PEFT."""
+    end = ".lora_A.default"
+    names = [name for name, _ in model.named_modules() if name.endswith(end)]
+    return [name.removesuffix(end).removeprefix(_PREFIX) for name in names]
 
 
 def _pooling(job: TrainingJob, model: Any) -> Pooling | None:

@@ -20,8 +20,9 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG
         kept = [line for line in read_lines(self.path) if line["step"] <= step] if step else []
-        with self.path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        scratch = self.path.with_name(f".{LOG}")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
+        scratch.replace(self.path)
         self._file: IO[str] = self.path.open("a", encoding="utf-8", newline="\n")
 
     def step(self, report: StepReport) -> None:

@@ -26,7 +26,7 @@ from .logprobs import token_logprobs
 from .objectives import Objective
 from .packed import PackedDecoder
 from .rows import Batch, Row, batch_of
-from .targets import Targets, adapter_config, choose_targets, without_layers
+from .targets import Targets, adapter_config, check_ranks, choose_targets, without_layers
 from .trunk import Trunk
 
 # Tokens of one forward and backward. Fewer make the products small, more only take memory.
@@ -141,12 +141,12 @@ class LeanNetwork:
         backbone = self._model.base_model
         named = without_layers(backbone, targets) if kind == "embedding" else targets
         config = adapter_config(job, named, heads)
-        adapter = LearningAdapter(
-            self._sites(targets, config), self.dtype, self.device, classes, self.decoder.hidden, lora.dropout
-        )
+        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
+        sites = self._sites(targets, config, root)
+        check_ranks(config, [f"{root}{site.module}" for site in sites])
+        adapter = LearningAdapter(sites, self.dtype, self.device, classes, self.decoder.hidden, lora.dropout)
         adapter.start(job.recipe.training.seed, float(getattr(self._model.config, "initializer_range", 0.02)))
         pooling = default_pooling(self._base) if kind == "embedding" else "last" if classes else None
-        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
         return LeanLearner(adapter, config, pooling, root)
 
     def begin_at_principal(self, learner: LeanLearner, seed: int) -> Principal:
@@ -155,7 +155,7 @@ class LeanNetwork:
         sites = {learner.name_of(site): site for site in adapter.sites}
         found = principal_pairs(
             sites,
-            lambda name: self.decoder.weight_of(sites[name].layer, sites[name].stack, sites[name].index),
+            lambda name: self.decoder.stacks(sites[name].layer)[sites[name].stack].weight_of(sites[name].index),
             lambda name: sites[name].rank,
             lambda name: sites[name].scaling,
             seed,
@@ -168,19 +168,19 @@ class LeanNetwork:
         adapter.refresh()
         return found
 
-    def _sites(self, targets: Targets, config: AdapterConfig) -> list[Site]:
+    def _sites(self, targets: Targets, config: AdapterConfig, root: str) -> list[Site]:
         """Return the layers of the decoder that targets name, with their ranks and scalings by PEFT's rules."""
         found = []
         for layer in range(self.decoder.depth):
-            for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.layer(layer).stacks, strict=True)):
+            for stack, (names, weights) in enumerate(zip(STACKS, self.decoder.stacks(layer), strict=True)):
                 first = 0
                 for index, (name, out) in enumerate(zip(names, weights.outs, strict=True)):
-                    module = f"layers.{layer}.{name}"
+                    module = f"{root}layers.{layer}.{name}"
                     chosen = any(name == each or name.endswith(f".{each}") for each in targets.names)
                     if chosen and (targets.layers is None or layer in targets.layers):
                         rank = config.rank_of(module)
                         scaling = lora_scaling(config.alpha_of(module), rank, rslora=config.rslora)
-                        width = weights.weight.shape[1]
+                        width = weights.in_features
                         found.append(Site(layer, stack, index, width, out, first, rank, scaling))
                     first += out
         return found
@@ -188,10 +188,13 @@ class LeanNetwork:
     def learn(self, turns: Sequence[Turn]) -> list[float]:
         """Add the gradients of each turn's loss to its learner's, and return the losses."""
         losses = [0.0] * len(turns)
-        for part in _parts([(turn.objective.joint, turn.rows) for turn in turns]):
+        apart = [i for i, turn in enumerate(turns) if turn.objective.joint and len(_cut(turn.rows)) > 1]
+        for part in _parts([() if i in apart else turn.rows for i, turn in enumerate(turns)]):
             for group in _by_first([(i, turns[i], rows) for i, rows in part]):
                 for i, loss in self._learn(group):
                     losses[i] += loss
+        for i in apart:
+            losses[i] = self._learn_jointly(turns[i])
         for turn in turns:
             _adapter(turn.learner).collect()
         return losses
@@ -199,24 +202,21 @@ class LeanNetwork:
     @torch.no_grad()
     def judge(self, learner: Learner, objective: Objective, rows: Sequence[Row]) -> Judged:
         """Return what `rows` come to with the adapter as it is, without dropout."""
-        loss = share = 0.0
-        tallies = []
-        for part in _parts([(objective.joint, rows)]):
-            for _, each in part:
-                line = pack([(each, objective.reads, True)], self.device)
-                states = self._forward(line, [learner], [each], learn=False)
-                batch = batch_of(each, self.device)
-                outputs = objective.outputs(self._view(states, line.spans[0], learner, each), batch)
-                loss += float(objective.loss(outputs, batch))
-                share += float(objective.share(batch))
-                tallies.append(objective.tally(outputs, batch))
-        return Judged(loss, share, tallies)
+        found = [(part, self._outputs(learner, objective, part, learn=False)) for part, _ in _cut(rows)]
+        if objective.joint:
+            found = [([row for part, _ in found for row in part], torch.cat([outputs for _, outputs in found]))]
+        batches = [(batch_of(part, self.device), outputs) for part, outputs in found]
+        return Judged(
+            sum(float(objective.loss(outputs, batch)) for batch, outputs in batches),
+            sum(float(objective.share(batch)) for batch, _ in batches),
+            [objective.tally(outputs, batch) for batch, outputs in batches],
+        )
 
     @torch.no_grad()
     def bare_logprobs(self, learner: Learner, rows: Sequence[Row]) -> list[list[float]]:
         """Return for each row the log-probabilities that the bare base gives its sequences' completions."""
         found: dict[Row, list[float]] = {}
-        for part in _parts([(False, rows)]):
+        for part in _parts([rows]):
             for _, each in part:
                 line = pack([(each, "answers", True)], self.device)
                 states = self.decoder.forward(line, [None], learn=False)
@@ -231,8 +231,11 @@ class LeanNetwork:
                     found[row], told = told[:count], told[count:]
         return [found[row] for row in rows]
 
-    def _learn(self, group: Sequence[_Part]) -> list[tuple[int, float]]:
-        """Run rows of turns that begin to learn at the same layer, forward and backward; return the losses by turn."""
+    def _learn(self, group: Sequence[_Part], given: Tensor | None = None) -> list[tuple[int, float]]:
+        """Run rows of turns that begin to learn at the same layer, forward and backward; return the losses by turn.
+
+        `given` is the gradient of what the network says, where it is known already.
+        """
         line = pack(
             [(rows, turn.objective.reads, _adapter(turn.learner).dropout == 0) for _, turn, rows in group], self.device
         )
@@ -244,13 +247,38 @@ class LeanNetwork:
             own = states[span.low : span.high].detach().requires_grad_()
             batch = batch_of(rows, self.device)
             outputs = turn.objective.outputs(self._view(own, span, turn.learner, rows), batch)
-            loss = turn.objective.loss(outputs, batch) / turn.share
+            loss = turn.objective.loss(outputs, batch) / turn.share if given is None else (outputs * given).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             assert own.grad is not None
             gradient[span.low : span.high] = own.grad
             losses.append((number, float(loss.detach())))
         self.decoder.backward(gradient)
         return losses
+
+    def _learn_jointly(self, turn: Turn) -> float:
+        """Where a row's loss depends on all others, run the parts twice: for the loss, then for the gradients.
+
+        Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021. The second run
+        draws the same dropout as the first.
+        """
+        parts = [part for part, _ in _cut(turn.rows)]
+        random = turn.learner.random_state()
+        with torch.no_grad():
+            outputs = [self._outputs(turn.learner, turn.objective, part, learn=True) for part in parts]
+        turn.learner.set_random_state(random)
+        whole = torch.cat(outputs).requires_grad_()
+        batch = batch_of([row for part in parts for row in part], self.device)
+        loss = turn.objective.loss(whole, batch) / turn.share
+        (gradient,) = torch.autograd.grad(loss, whole)
+        for part, piece in zip(parts, torch.split(gradient, [len(each) for each in outputs]), strict=True):
+            self._learn([(0, turn, part)], piece)
+        return float(loss.detach())
+
+    def _outputs(self, learner: Learner, objective: Objective, rows: Sequence[Row], *, learn: bool) -> Tensor:
+        """Return what the objective asks of the network; with `learn`, under dropout."""
+        line = pack([(rows, objective.reads, not learn or _adapter(learner).dropout == 0)], self.device)
+        states = self._forward(line, [learner], [rows], learn=learn)
+        return objective.outputs(self._view(states, line.spans[0], learner, rows), batch_of(rows, self.device))
 
     def _forward(
         self, line: Line, learners: Sequence[Learner], rows: Sequence[Sequence[Row]], *, learn: bool
@@ -265,16 +293,16 @@ class LeanNetwork:
         return LeanView(states, span, _adapter(learner).head, self._output, self._bias, learner.pooling, sequences)
 
 
-def _parts(given: Sequence[tuple[bool, Sequence[Row]]]) -> Iterable[list[tuple[int, list[Row]]]]:
-    """Cut what the tasks give, (whether a task's rows must stay together, rows), into lines of LINE_TOKENS or so.
+def _parts(given: Sequence[Sequence[Row]]) -> Iterable[list[tuple[int, list[Row]]]]:
+    """Cut the rows that the tasks give into lines of LINE_TOKENS or so.
 
     Yields for each line (which task, rows). How a task's rows are cut depends on themselves alone, so that it learns
     the same, with the same dropout, whoever learns beside it.
     """
     line: list[tuple[int, list[Row]]] = []
     room = LINE_TOKENS
-    for i, (together, rows) in enumerate(given):
-        for part, size in _cut(rows, together=together):
+    for i, rows in enumerate(given):
+        for part, size in _cut(rows):
             if line and size > room:
                 yield line
                 line, room = [], LINE_TOKENS
@@ -284,11 +312,9 @@ def _parts(given: Sequence[tuple[bool, Sequence[Row]]]) -> Iterable[list[tuple[i
         yield line
 
 
-def _cut(rows: Sequence[Row], *, together: bool) -> list[tuple[list[Row], int]]:
+def _cut(rows: Sequence[Row]) -> list[tuple[list[Row], int]]:
     """Return a task's rows in parts of LINE_TOKENS at most (or one row), with the tokens of each."""
-    sizes = [sum(len(each.ids) for each in row.sequences) for row in rows]
-    if together and rows:
-        return [(list(rows), sum(sizes))]
+    sizes = [row.tokens for row in rows]
     parts: list[tuple[list[Row], int]] = []
     # Sorted, so that rows that begin alike come into the same part.
     for row, size in sorted(zip(rows, sizes, strict=True), key=lambda pair: pair[0].ids):
@@ -300,11 +326,11 @@ def _cut(rows: Sequence[Row], *, together: bool) -> list[tuple[list[Row], int]]:
 
 
 def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
-    """Group the turns whose line begins at the same layer."""
-    found: dict[tuple[int, bool], list[_Part]] = {}
+    """Group the turns whose line begins at the same layer, of the same trunk."""
+    found: dict[tuple[int, Trunk | None], list[_Part]] = {}
     for part in given:
         lean = lean_learner(part[1].learner)
-        found.setdefault((lean.first, lean.trunk is None), []).append(part)
+        found.setdefault((lean.first, lean.trunk), []).append(part)
     return list(found.values())
 
 

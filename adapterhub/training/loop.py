@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,25 +48,32 @@ class Loop:
         self._accelerator, self._progress, self._keeper, self._track = accelerator, progress, keeper, track
         self._good: dict[str, Snapshot] = {}
         self._turn = 0
+        self._told = False
         self._written = time.monotonic()
 
     def resume(self) -> bool:
         """Go on from the last checkpoint; return whether there was one. Raises TrainingError for a bad one."""
         found = None if self._keeper is None else self._keeper.read()
-        if found is None:
+        if self._keeper is None or found is None:
             return False
         self.failed = {name: TrainingError(message) for name, message in found.failed.items()}
-        for run in self.runs:
-            if run.name not in self.failed:
-                run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
+        going = [run for run in self.runs if run.name not in self.failed]
+        for run in going:
+            if run.name not in found.snapshots or not run.fits(found.snapshots[run.name]):
+                raise TrainingError(
+                    f"the checkpoint {self._keeper.file} is of another training: it has no {run.name!r} of this shape; "
+                    "remove it, or train without --resume, to begin anew"
+                )
+        for run in going:
+            run.restore(_own_random_state(found.snapshots[run.name], self._accelerator.process_index))
         self._turn = found.turn
+        torch.set_num_threads(found.threads)
         return True
 
     def run(self) -> None:
         """Train every run to its last step, or until its validation has stopped improving; the best weights stay."""
-        if self._keeper is not None:
-            self._keeper.begin((run.name, run.step) for run in self.runs)
         for run in self.runs:
+            self._keep(partial(Keeper.rewind, run=run.name, step=run.step))
             self._progress.begin(run.name, run.steps)
         try:
             self._take_snapshots()
@@ -74,15 +82,14 @@ class Loop:
                 self._turn += 1
                 if self._turn % SNAPSHOT_STEPS == 0:
                     self._take_snapshots()
-                    if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+                    if self._write_is_due():
                         self._write()
             self._take_snapshots()
             self._write()
         finally:
             for run in self.runs:
                 self._progress.end(run.name)
-            if self._keeper is not None:
-                self._keeper.end()
+                self._keep(partial(Keeper.end, run=run.name))
         for run in self.runs:
             if run.name not in self.failed:
                 self._guarded(run, run.finish)
@@ -102,15 +109,13 @@ class Loop:
     def _apply(self, run: Run, loss: float, batch: Sequence[Row], seconds: float) -> None:
         report = run.apply(loss, batch, seconds)
         self._progress.step(run.name, report)
-        if self._keeper is not None:
-            self._keeper.step(run.name, report)
+        self._keep(partial(Keeper.step, run=run.name, report=report))
         if self._track is not None:
             self._track(run.name, _tracked(report), report.step)
         if run.due:
             evaluation, best = run.evaluated(self._judged(run))
             self._progress.evaluated(run.name, evaluation, best=best)
-            if self._keeper is not None:
-                self._keeper.evaluated(run.name, evaluation, best=best)
+            self._keep(partial(Keeper.evaluated, run=run.name, evaluation=evaluation, best=best))
             if self._track is not None:
                 value = {"validation_loss": evaluation.loss, f"validation_{evaluation.metric}": evaluation.value}
                 self._track(run.name, value, evaluation.step)
@@ -131,8 +136,21 @@ class Loop:
             self._progress.stage(
                 f"{run.name}: {error}. Going back to step {run.step}, once, with a third of the learning rate"
             )
-            if self._keeper is not None:
-                self._keeper.rewind(run.name, run.step)
+            self._keep(partial(Keeper.rewind, run=run.name, step=run.step))
+
+    def _keep(self, write: Callable[[Keeper], None]) -> None:
+        """Write to journals; a full disk is told once, and training goes on."""
+        if self._keeper is None:
+            return
+        try:
+            write(self._keeper)
+        except OSError as error:
+            if not self._told:
+                self._progress.stage(
+                    f"the journals in {self._keeper.folder} could not be written ({error.strerror or error}); training "
+                    "goes on, and they will have gaps"
+                )
+            self._told = True
 
     def _turn_of(self, run: Run, batch: Sequence[Row]) -> Turn:
         """Return this process's part of a batch, with the weight of all of it."""
@@ -144,9 +162,11 @@ class Loop:
         """Add up losses and gradients over processes."""
         if self._accelerator.num_processes == 1:
             return list(losses)
-        gradients = [p.grad for run in active for p in run.learner.parameters().values() if p.grad is not None]
-        for tensor in gradients:
-            torch.distributed.all_reduce(tensor)
+        for parameter in (p for run in active for p in run.learner.parameters().values()):
+            if parameter.grad is None:
+                # A batch of fewer rows than processes leaves some without any.
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
         told = torch.tensor(losses, dtype=torch.float64, device=self._accelerator.device)
         torch.distributed.all_reduce(told)
         found: list[float] = told.tolist()
@@ -169,6 +189,13 @@ class Loop:
     def _take_snapshots(self) -> None:
         self._good = {run.name: run.snapshot() for run in self.runs if run.name not in self.failed}
 
+    def _write_is_due(self) -> bool:
+        """Say whether it is time; the first process decides for all, since all take part and their clocks differ."""
+        due = [time.monotonic() - self._written >= CHECKPOINT_SECONDS]
+        if self._accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(due)
+        return due[0]
+
     def _write(self) -> None:
         """Write the snapshots at hand to disk; a full disk is told, and training goes on."""
         snapshots = _with_random_states(self._good, self._accelerator)
@@ -177,7 +204,7 @@ class Loop:
             return
         failed = {name: str(error) for name, error in self.failed.items()}
         try:
-            self._keeper.write(Checkpoint(self._turn, snapshots, failed))
+            self._keeper.write(Checkpoint(self._turn, torch.get_num_threads(), snapshots, failed))
         except OSError as error:
             self._progress.stage(
                 f"the checkpoint could not be written to {self._keeper.folder} ({error.strerror or error}); training "

@@ -1,7 +1,7 @@
 """The Llama family under training: a packed line of many tasks' rows, forward and backward over frozen weights.
 
 One product with each stack of frozen weights serves all rows, whatever adapter they use. The base has no gradients, so
-backward is products with the same weights, and autograd would only get in the way; `reference.py` is the same by
+backward is products with the same weights, and autograd would only get in the way; `general.py` is the same by
 autograd, and tests hold the two together. Nothing is computed twice for rows that begin alike, no backward goes below
 the lowest layer that learns, and of the last layer only the states that are read are computed.
 """
@@ -9,7 +9,7 @@ the lowest layer that learns, and of the last layer only the states that are rea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from adapterhub.native.gated import swiglu, swiglu_backward
 from adapterhub.native.norm import rms_norm, rms_norm_backward
 
 from .adapter import LearningAdapter
+from .frozen import FrozenStack
 from .line import Line
 from .workspace import Workspace
 
@@ -39,13 +40,13 @@ class Rows:
 
 @dataclass
 class _Update:
-    """What the backward of one adapter's update on one stack needs: scaled z, and the kept part of the input."""
+    """What the backward of one adapter's update on one stack needs: scaled z^T, and the kept part of the input."""
 
     rows: Rows
     pairs: StackPairs
-    z: Tensor
+    zt: Tensor
     kept: Tensor | None
-    dz: Tensor | None = None
+    dzt: Tensor | None = None
 
     def dropped(self, x: Tensor) -> Tensor:
         """Return the rows' part of `x` as the update saw it."""
@@ -92,8 +93,11 @@ class PackedDecoder:
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self._cos, self._sin = read_angles(backbone, config)
         self._layers: list[LayerWeights] = []
+        self._stacks: list[tuple[FrozenStack, ...]] = []
         for layer in backbone.layers:
-            self._layers.append(read_layer(layer, config))
+            weights = read_layer(layer, config)
+            self._stacks.append(tuple(map(FrozenStack, weights.stacks)))
+            self._layers.append(replace(weights, stacks=()))
             let_go(layer)
         self._norm: NormWeights = read_norm(backbone.norm)
         self._work = Workspace(self.dtype, self.device)
@@ -109,15 +113,9 @@ class PackedDecoder:
         """Width of the states."""
         return int(self.embedding.shape[1])
 
-    def layer(self, index: int) -> LayerWeights:
-        """Return a layer's frozen weights."""
-        return self._layers[index]
-
-    def weight_of(self, layer: int, stack: int, index: int) -> Tensor:
-        """Return the frozen weight [out, in] of one layer of a stack."""
-        weights = self._layers[layer].stacks[stack]
-        first = sum(weights.outs[:index])
-        return weights.weight[first : first + weights.outs[index]]
+    def stacks(self, layer: int) -> tuple[FrozenStack, ...]:
+        """Return a layer's frozen stacks, in the order of STACKS."""
+        return self._stacks[layer]
 
     @torch.no_grad()
     def trunk(self, line: Line, depth: int) -> Tensor:
@@ -187,14 +185,8 @@ class PackedDecoder:
         updates: list[list[_Update]] = [[], [], [], []]
 
         def linear(stack: int, given: Tensor, into: str, span: Sequence[Rows], residual: Tensor | None) -> Tensor:
-            frozen = weights.stacks[stack]
-            y = self._work.take((place, into), len(given), frozen.weight.shape[0])
-            if residual is not None:
-                torch.addmm(residual, given, frozen.weight.T, out=y)
-            else:
-                torch.mm(given, frozen.weight.T, out=y)
-            if frozen.bias is not None:
-                y.add_(frozen.bias)
+            frozen = self._stacks[index][stack]
+            y = frozen.forward(given, self._work.take((place, into), len(given), frozen.out_features), residual)
             for each in span:
                 updates[stack] += _add(index, stack, y, given, each, learn=keep)
             return y
@@ -257,8 +249,8 @@ class PackedDecoder:
 
     def _through(self, index: int, stack: int, dy: Tensor, kept: _LayerKept, name: str) -> Tensor:
         """Return the gradient of a stack's input, that of its updates' B noted."""
-        weight = self._layers[index].stacks[stack].weight
-        dx = torch.mm(dy, weight, out=self._work.take(name, len(dy), weight.shape[1]))
+        frozen = self._stacks[index][stack]
+        dx = frozen.backward(dy, self._work.take(name, len(dy), frozen.in_features))
         for update in kept.updates[stack]:
             _back(update, dy, dx)
         return dx
@@ -276,29 +268,29 @@ def _add(index: int, stack: int, y: Tensor, x: Tensor, rows: Rows, *, learn: boo
         if learn and adapter.dropout > 0 and pairs.learns:
             kept = torch.empty_like(part).bernoulli_(1 - adapter.dropout, generator=adapter.generator)
             kept.div_(1 - adapter.dropout)
-        z = pairs.add(into, part if kept is None else part * kept)
-        found.append(_Update(rows, pairs, z, kept))
+        zt = pairs.add(into, part if kept is None else part * kept)
+        found.append(_Update(rows, pairs, zt, kept))
     return found
 
 
 def _back(update: _Update, dy: Tensor, dx: Tensor | None) -> None:
     """Take an update's part of the backward, but for the gradient of A, whose input comes later."""
     rows = update.rows
-    update.dz = update.pairs.back(dy[rows.start : rows.stop], update.z)
+    update.dzt = update.pairs.back(dy[rows.start : rows.stop], update.zt)
     if dx is None:
         return
     part = dx[rows.start : rows.stop]
     if update.kept is None:
-        update.pairs.input_gradient(part, update.dz)
+        update.pairs.input_gradient(part, update.dzt)
     else:
-        part.addcmul_(torch.mm(update.dz, update.pairs.a), update.kept)
+        part.addcmul_(torch.mm(update.dzt.T, update.pairs.a), update.kept)
 
 
 def _learn(updates: Sequence[_Update], x: Tensor) -> None:
     """Add to the gradients of A, for the input `x` of their stack."""
     for update in updates:
-        assert update.dz is not None
-        update.pairs.add_gradient_of_a(update.dz, update.dropped(x))
+        assert update.dzt is not None
+        update.pairs.add_gradient_of_a(update.dzt, update.dropped(x))
 
 
 def _shape(weights: LayerWeights) -> AttentionShape:

@@ -203,6 +203,11 @@ class Run:
         }
         return Snapshot({name: tensor.clone() for name, tensor in tensors.items()}, values)
 
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Say whether a snapshot has the parameters of this run, in these shapes."""
+        own = {f"parameter.{name}": p.shape for name, p in self.learner.parameters().items()}
+        return own == {name: p.shape for name, p in snapshot.tensors.items() if name.startswith("parameter.")}
+
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
         """Go back, or on, to where a snapshot of this run was taken."""

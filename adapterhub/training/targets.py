@@ -142,6 +142,22 @@ def adapter_config(job: TrainingJob, targets: Targets, heads: Sequence[str]) -> 
         dropout=lora.dropout,
         modules_to_save=tuple(heads) if task_type == "SEQ_CLS" else (),
         fan_in_fan_out=targets.fan_in_fan_out,
-        rank_pattern=dict(lora.rank_pattern),
+        # In the order of the file that is written, since PEFT takes the first that matches.
+        rank_pattern=dict(sorted(lora.rank_pattern.items())),
         alpha_pattern={},
     )
+
+
+def check_ranks(config: AdapterConfig, modules: Iterable[str]) -> None:
+    """Raise ConfigError for a name in `lora.rank_pattern` that gives no module its rank.
+
+    `modules` are those that get matrices, by their names in the model that PEFT loads the adapter on.
+    """
+    names = list(modules)
+    used = {config.rank_name_of(name) for name in names}
+    for name in config.rank_pattern:
+        if name not in used:
+            raise ConfigError(
+                f"lora.rank_pattern: {name!r} gives no module its rank; the adapter is on {', '.join(names[:12])}"
+                f"{' and so on' if len(names) > 12 else ''}, and of several names that fit one the first counts"
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adapterhub.base.llama import check_trainable
-from adapterhub.base.load import load_config, load_tokenizer
+from adapterhub.base.load import compute_dtype, load_config, load_hidden_size, load_tokenizer
 from adapterhub.base.record import Base
 from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.folders import cache_root
@@ -89,7 +88,9 @@ class Trainer:
         Raises UsageError where it is not known, or its package is missing.
         """
         try:
-            self.accelerator = Accelerator(mixed_precision="no", log_with=tracker, project_dir=folder)
+            # Processes that torchrun starts find each other on a CPU only if accelerate is told that there is no other.
+            cpu = not torch.accelerator.is_available()
+            self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", log_with=tracker, project_dir=folder)
             if tracker is not None:
                 self.accelerator.init_trackers("adapterhub")
         except (ValueError, ImportError) as error:
@@ -97,21 +98,25 @@ class Trainer:
                 f"the tracker {tracker!r} cannot be used ({error}); install its package, or name another that "
                 "accelerate knows, such as tensorboard"
             ) from error
-        fit_threads(os.environ)
+        device, dtype = self.accelerator.device, compute_dtype(precision, self.accelerator.device.type)
+        fit_threads(load_hidden_size(base), dtype, device)
         self._base, self._precision, self._tracker = base, precision, tracker
         self._lean: LeanNetwork | None = None
+        self._trunks: dict[int, Trunk] = {}
 
     def close(self) -> None:
         """Let go of the base, and end the tracker."""
         self._lean = None
+        self._trunks.clear()
         if self._tracker is not None:
             self.accelerator.end_training()
         self.accelerator.free_memory()
 
     def forget(self, folder: Path) -> None:
         """Remove the checkpoints in `folder`: what was trained is safe elsewhere."""
-        for file in folder.glob(CHECKPOINTS):
-            file.unlink(missing_ok=True)
+        for pattern in (CHECKPOINTS, f".{CHECKPOINTS}-*"):  # those that were cut off while they were written, too
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def train(
         self, jobs: Sequence[TrainingJob], progress: Progress, folder: Path | None = None, *, resume: bool = False
@@ -261,7 +266,15 @@ class Trainer:
             return
         started = time.perf_counter()
         with self.accelerator.main_process_first():
-            tokens = trunk.fill(sequences)
+            try:
+                tokens = trunk.fill(sequences)
+            except OSError as error:
+                tokens = 0
+                lean_learner(run.learner).trunk = None
+                progress.stage(
+                    f"{run.name}: what the {trunk.depth} layers below make of the rows cannot be kept "
+                    f"({error.strerror or error}), so every step computes it anew"
+                )
         if tokens:
             run.trunk_seconds = time.perf_counter() - started
             progress.stage(
@@ -270,13 +283,19 @@ class Trainer:
             )
 
     def _trunk(self, network: Network, run: Run) -> Trunk | None:
-        """Return the trunk of a run whose adapter leaves the lowest layers alone, empty as yet, and have it used."""
+        """Return the trunk of a run whose adapter leaves the lowest layers alone, and have it used.
+
+        Runs whose adapters begin at the same layer have the same, so that one line can hold the rows of both.
+        """
         if not isinstance(network, LeanNetwork):
             return None
         learner = lean_learner(run.learner)
         if learner.first == 0:
             return None
-        learner.trunk = Trunk(cache_root() / "trunks", self._base.fingerprint, network.decoder, learner.first)
+        if learner.first not in self._trunks:
+            root = cache_root() / "trunks"
+            self._trunks[learner.first] = Trunk(root, self._base.fingerprint, network.decoder, learner.first)
+        learner.trunk = self._trunks[learner.first]
         return learner.trunk
 
     def _track(self, task: str, values: Mapping[str, float], step: int) -> None:

@@ -47,9 +47,21 @@ def test_scripts_read_one_json_object_a_recipe(recipe: Path) -> None:
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["task"] == second["task"] == "letters"
     assert first["ok"] is True
-    assert first["splits"]["train"] == {"source": "train.jsonl", "rows": 40, "labels": {"a": 20, "b": 20}}
+    assert first["splits"]["train"] == {
+        "source": "train.jsonl",
+        "rows": 40,
+        "labels": {"a": 20, "b": 20},
+        "texts": {},
+    }
     assert first["estimate"]["steps"] == 6
     assert result.stderr == ""
+
+
+def test_pairs_are_shown_with_their_texts(recipe: Path) -> None:
+    rows = [{"text": f"t{n}", "positive": f"p{n % 2}", "negative": "q"} for n in range(20)]
+    (recipe.parent / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(str(recipe), "--set", "kind=embedding", "--set", "data={train: pairs.jsonl}")
+    assert "20 rows  pairs.jsonl (20 texts, 2 positives, 1 negatives)" in result.stderr
 
 
 def test_all_files_are_reported_where_one_is_bad(recipe: Path) -> None:

@@ -77,7 +77,7 @@ def test_no_recipe_is_a_wrong_call() -> None:
 
 
 def report(step: int, steps: int = 40) -> StepReport:
-    return StepReport(step, steps, 0.5, 1e-3, 12.34, 567.8, 61.0)
+    return StepReport(step, steps, 0.5, 1e-3, 12.34, 567.8, 61.0, step / steps, 1.5)
 
 
 def test_a_log_gets_about_ten_lines_however_many_steps() -> None:
@@ -85,15 +85,15 @@ def test_a_log_gets_about_ten_lines_however_many_steps() -> None:
         stream = io.StringIO()
         progress = progress_for(Console(file=stream, width=200))
         assert type(progress) is LineProgress
-        progress.begin(steps)
+        progress.begin("toy", steps)
         for step in range(1, steps + 1):
-            progress.step(report(step, steps))
-        progress.evaluated(Evaluation(steps, "accuracy", 0.9, 0.25), best=True)
-        progress.end()
+            progress.step("toy", report(step, steps))
+        progress.evaluated("toy", Evaluation(steps, "accuracy", 0.9, 0.25), best=True)
+        progress.end("toy")
         lines = stream.getvalue().splitlines()
         assert len(lines) == min(steps, 10) + 2
-        assert lines[-2] == f"step {steps}/{steps}: loss 0.5000, 12.3 examples/s, 568 tokens/s, 1:01 left"
-        assert lines[-1] == f"step {steps}: validation accuracy 0.9000, loss 0.2500 (best so far)"
+        assert lines[-2] == f"toy: step {steps}/{steps}: loss 0.5000, 12.3 examples/s, 568 tokens/s, 1:01 left"
+        assert lines[-1] == f"toy: step {steps}: validation accuracy 0.9000, loss 0.2500 (best so far)"
 
 
 def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left() -> None:
@@ -101,12 +101,16 @@ def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left() -> None:
     console = Console(file=stream, width=160, force_terminal=True, color_system=None)
     progress = progress_for(console)
     assert isinstance(progress, LiveProgress)
-    progress.begin(40)
+    progress.begin("toy", 40)
+    progress.begin("other", 40)
     for step in range(1, 41):
-        progress.step(report(step))
-    progress.end()
-    progress.end()
+        progress.step("toy", report(step))
+    progress.end("toy")
+    progress.end("toy")
+    progress.end("other")
     drawn = stream.getvalue()
+    assert "toy" in drawn
+    assert "other" in drawn
     assert "40/40" in drawn
     assert "loss 0.5000  12.3 examples/s  568 tokens/s  1:01 left" in drawn
 

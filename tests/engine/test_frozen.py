@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from adapterhub.engine import frozen
 from adapterhub.engine.frozen import FrozenLinear
+from adapterhub.native.library import native
+from adapterhub.native.product import PackedProduct
 
 
 @pytest.mark.parametrize(
@@ -28,13 +30,23 @@ def test_any_number_of_rows(dtype: torch.dtype, tolerance: float, shape: tuple[i
             assert float(error) < tolerance, rows
 
 
+def test_a_matrix_of_bfloat16_numbers_is_kept_as_such() -> None:
+    weight = torch.randn(40, 33, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    layer = FrozenLinear(weight)
+    assert isinstance(layer.product, PackedProduct) == (native() is not None)
+    assert not isinstance(FrozenLinear(weight + 1e-6).product, PackedProduct)
+    for rows in (1, 2, 3, 16, 31, 32, 33, 200):
+        x = torch.randn(rows, 33, generator=torch.Generator().manual_seed(rows))
+        torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
 def test_the_packed_form_is_what_is_used_here() -> None:
     if torch.backends.mkl.is_available():
         assert frozen._agreeing(frozen._packed(torch.randn(8, 8)), torch.randn(8, 8)) is None  # another matrix: noticed
         weight = torch.randn(8, 8)
         assert frozen._agreeing(frozen._packed(weight), weight) is not None
         assert "_mkl" in FrozenLinear(weight).product.__qualname__
-    if torch.backends.mkldnn.is_available():
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert "_onednn" in FrozenLinear(torch.randn(8, 8, dtype=torch.bfloat16)).product.__qualname__
     assert frozen._packed(torch.randn(8, 8, dtype=torch.float64)) is None
 

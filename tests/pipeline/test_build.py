@@ -22,7 +22,8 @@ from adapterhub.errors import (
     UsageError,
 )
 from adapterhub.pipeline.adopt import Request, adopt
-from adapterhub.pipeline.build import BuildResult, build, check_writable, make_spec
+from adapterhub.pipeline.build import BuildResult, build
+from adapterhub.pipeline.prepare import check_writable, make_spec
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
@@ -97,6 +98,7 @@ def test_the_record_for_scripts_has_the_pinned_keys(tmp_path: Path) -> None:
         "examples_per_second",
         "tokens_per_second",
         "peak_memory_bytes",
+        "journal",
     ]
     assert record == json.loads(json.dumps(record))
     assert (record["task"], record["ref"], record["version"], record["created"]) == ("toy", "toy@1", 1, True)
@@ -205,7 +207,7 @@ def test_one_label_is_nothing_to_learn(tmp_path: Path) -> None:
 
 def test_ctrl_c_publishes_nothing_and_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
     class Interrupting(Recorder):
-        def step(self, report: StepReport) -> None:
+        def step(self, task: str, report: StepReport) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

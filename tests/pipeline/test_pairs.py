@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 from adapterhub.base.source import open_base
 from adapterhub.data.files import read_examples
 from adapterhub.errors import ConfigError
-from adapterhub.pipeline.build import BuildResult, build, make_spec
+from adapterhub.pipeline.build import BuildResult, build
 from adapterhub.pipeline.pairs import preference_of, retrieval_of
+from adapterhub.pipeline.prepare import make_spec
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub

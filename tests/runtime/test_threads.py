@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from adapterhub.runtime import threads
-from adapterhub.runtime.threads import (
+from adapterhub.native import threads
+from adapterhub.native.threads import (
     candidates,
     choose_threads,
     cpu_quota,
-    decode_chain,
     measure,
     pick,
     usable_cores,
 )
+from adapterhub.runtime.threads import decode_chain
 
 
 @pytest.fixture
@@ -85,24 +87,29 @@ def test_the_quota_bounds_the_affinity(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("cores")
+def chain() -> Callable[[], Tensor]:
+    """Work to choose threads for."""
+    return decode_chain(32, torch.float32)
+
+
 def test_what_is_asked_for_is_taken_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "measure", None)  # calling it would fail
-    assert choose_threads(5, 32, torch.float32).count == 5
+    assert choose_threads(5, chain).count == 5
     for said, count in (("2", 2), ("3,1", 3)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        choice = choose_threads(None, 32, torch.float32)
+        choice = choose_threads(None, chain)
         assert (choice.count, choice.reason) == (count, "OMP_NUM_THREADS")
     monkeypatch.setenv("OMP_NUM_THREADS", "0")
-    assert choose_threads(None, 32, torch.float32, "meta").count == 2
+    assert choose_threads(None, chain, "meta").count == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4}, raising=False)
-    assert choose_threads(None, 32, torch.float32).count == 1
+    assert choose_threads(None, chain).count == 1
 
 
 @pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize(("hidden_size", "dtype"), [(32, torch.float32), (64, torch.bfloat16), (33, torch.float64)])
 def test_measuring_decides_and_leaves_torch_as_it_was(hidden_size: int, dtype: torch.dtype) -> None:
     before, others = torch.get_num_threads(), threading.active_count()
-    choice = choose_threads(None, hidden_size, dtype)
+    choice = choose_threads(None, lambda: decode_chain(hidden_size, dtype))
     assert choice.count in (1, 2)
     assert "3 usable cores" in choice.reason
     assert "with 1" in choice.reason

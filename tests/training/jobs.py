@@ -56,24 +56,26 @@ def make_job(base: Base, train: list[Example], validation: list[Example] | None 
 
 
 class Recorder:
-    """Progress that remembers what it was told."""
+    """Progress that remembers what it was told, of all tasks together and of each."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
         self.steps: list[StepReport] = []
+        self.steps_of: dict[str, list[StepReport]] = {}
         self.evaluations: list[tuple[Evaluation, bool]] = []
 
     def stage(self, message: str) -> None:
         self.told.append(message)
 
-    def begin(self, steps: int) -> None:
+    def begin(self, task: str, steps: int) -> None:
         self.told.append(f"begin {steps}")
 
-    def step(self, report: StepReport) -> None:
+    def step(self, task: str, report: StepReport) -> None:
         self.steps.append(report)
+        self.steps_of.setdefault(task, []).append(report)
 
-    def evaluated(self, evaluation: Evaluation, *, best: bool) -> None:
+    def evaluated(self, task: str, evaluation: Evaluation, *, best: bool) -> None:
         self.evaluations.append((evaluation, best))
 
-    def end(self) -> None:
+    def end(self, task: str) -> None:
         self.told.append("end")

@@ -3,34 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.training.batches import epoch_batches, ordered_batches, split_by_tokens
+from adapterhub.training.batches import ordered_batches, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=400)
-
-
-@given(LENGTHS, st.integers(1, 9), st.integers(0, 2**32 - 1), st.integers(0, 5))
-def test_each_row_occurs_exactly_once_an_epoch(lengths: list[int], size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(lengths, size, seed=seed, epoch=epoch)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(0 < len(batch) <= size for batch in batches)
-    assert sum(len(batch) < size for batch in batches) <= 1
-
-
-def test_equal_seeds_give_equal_batches_and_epochs_differ() -> None:
-    lengths = [(7 * i) % 40 + 1 for i in range(300)]
-    first = epoch_batches(lengths, 8, seed=3, epoch=0)
-    assert epoch_batches(lengths, 8, seed=3, epoch=0) == first
-    assert epoch_batches(lengths, 8, seed=3, epoch=1) != first
-    assert epoch_batches(lengths, 8, seed=4, epoch=0) != first
-
-
-def test_rows_of_a_batch_have_similar_lengths_but_batches_come_in_no_order_of_length() -> None:
-    lengths = [i % 100 + 1 for i in range(4000)]
-    batches = epoch_batches(lengths, 10, seed=0, epoch=0)
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    assert padded < 1.05 * sum(lengths)
-    longest = [max(lengths[i] for i in batch) for batch in batches]
-    assert longest != sorted(longest)
 
 
 @given(LENGTHS, st.integers(1, 9))

@@ -16,7 +16,7 @@ from adapterhub.training.objectives import Embedding, objective_for
 from adapterhub.training.parts import Limits, accumulate, outputs_of, parts_of
 from adapterhub.training.rows import FIRST, NEGATIVE, SECOND, Row, collate
 from tests.training.jobs import make_recipe
-from tests.training.test_network import network_of
+from tests.training.test_general import network_of
 
 CPU = torch.device("cpu")
 
@@ -140,7 +140,7 @@ def test_a_networks_vectors_are_the_pooled_states_of_each_text_alone(tmp_path: P
 
 def test_nothing_but_lora_matrices_learns_and_names_have_no_root(tmp_path: Path) -> None:
     network = network_of(tmp_path, kind="embedding")
-    names = set(network.tensors())
+    names = set(network.saved())
     assert "base_model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
     assert all(".lora_" in name for name in names)
     assert (network.config.task_type, network.config.layers, network.config.modules_to_save) == (
@@ -164,20 +164,20 @@ def test_parts_have_the_gradient_of_the_whole_batch_and_the_same_dropout(tmp_pat
     vectors = torch.cat([objective.outputs(network, part) for part in parts_of(ROWS, small, CPU)])
     expected = objective.loss(vectors, whole) / objective.share(whole)
     expected.backward()
-    gradients = {name: p.grad.clone() for name, p in network.trainable.items() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in network.parameters().items() if p.grad is not None}
     network.model.zero_grad()
     torch.manual_seed(3)
-    loss, tokens = accumulate(network, objective, ROWS, small, CPU, Tensor.backward)
+    share = float(objective.share(whole))
+    loss = accumulate(network, objective, ROWS, share, small, CPU)
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert tokens == whole.tokens
     assert gradients
     for name, gradient in gradients.items():
-        torch.testing.assert_close(network.trainable[name].grad, gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(network.parameters()[name].grad, gradient, rtol=1e-4, atol=1e-6)
     if not dropout:  # and in one padded batch it is the same
         network.model.zero_grad()
-        assert accumulate(network, objective, ROWS, Limits(4, 1000, 0), CPU, Tensor.backward)[0] == pytest.approx(loss)
+        assert accumulate(network, objective, ROWS, share, Limits(4, 1000, 0), CPU) == pytest.approx(loss)
         for name, gradient in gradients.items():
-            torch.testing.assert_close(network.trainable[name].grad, gradient, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(network.parameters()[name].grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_recall_is_over_the_rows_of_all_batches(tmp_path: Path) -> None:

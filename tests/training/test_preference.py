@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from adapterhub.training.network import Network
+from adapterhub.training.general import GeneralNetwork, PeftLearner
 from adapterhub.training.objectives import Preference, objective_for
 from adapterhub.training.parts import Limits, accumulate
-from adapterhub.training.preference import log_probabilities, margins, preference_losses
-from adapterhub.training.reference import with_references
-from adapterhub.training.rows import Row, collate
+from adapterhub.training.preference import margins, preference_losses
+from adapterhub.training.rows import Row, batch_of, collate
+from adapterhub.training.train import _with_references
 from tests.training.jobs import make_recipe
-from tests.training.test_network import network_of
+from tests.training.test_general import network_of
 
 CPU = torch.device("cpu")
 END = 2
@@ -38,18 +37,22 @@ ROWS = [
 
 
 @torch.no_grad()
-def slow_log_probability(network: Network, row: Row) -> float:
+def slow_log_probability(network: PeftLearner, row: Row) -> float:
     """Sum the completion's log-probabilities, one sequence and one token at a time."""
     logits = network.model(input_ids=torch.tensor([row.ids])).logits[0].double()
     return sum(float(logits[at - 1].log_softmax(-1)[row.ids[at]]) for at in range(row.start, len(row.ids)))
 
 
-def slow_loss(network: Network, rows: list[Row], beta: float) -> tuple[float, int]:
+def with_references(network: PeftLearner, batch_size: int = 4) -> list[Row]:
+    return _with_references(GeneralNetwork(network, 0, batch_size, CPU), network, ROWS)
+
+
+def slow_loss(network: PeftLearner, rows: list[Row], beta: float) -> tuple[float, int]:
     """Return the weighted mean loss and how many margins are positive, row by row."""
     total, moved = 0.0, 0
     for row in rows:
         after = [slow_log_probability(network, each) for each in row.sequences]
-        with network.without_adapter():
+        with network.model.disable_adapter():
             before = [slow_log_probability(network, each) for each in row.sequences]
         margin = (after[0] - before[0]) - (after[1] - before[1])
         total += row.weight * math.log1p(math.exp(-beta * margin))
@@ -68,23 +71,20 @@ def test_losses_are_those_of_the_paper_row_by_row() -> None:
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
+    told = [replace(row, target=(-2.0,), others=(replace(row.others[0], target=(-3.5,)),)) for row in ROWS]
+    batch, objective = batch_of(told, CPU), Preference(0.3)
     torch.manual_seed(0)
-    logits = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
-    tokens, sequences = torch.tensor([0, 5, 2, 2, 1, 3, 4]), torch.tensor([0, 0, 0, 1, 2, 3, 3])
-    reference = torch.randn(2, 2, dtype=torch.float64)
-
-    def loss(values: Tensor) -> Tensor:
-        return preference_losses(log_probabilities(values, tokens, sequences, 4).view(2, 2), reference, 0.3)
-
-    assert torch.autograd.gradcheck(loss, (logits,))
+    likely = torch.randn(len(batch.answer_owners), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: objective.loss(values, batch), (likely,))
 
 
-def test_a_sequence_has_the_sum_of_its_tokens(tmp_path: Path) -> None:
-    logits = torch.randn(4, 5)
-    found = log_probabilities(logits.bfloat16(), torch.tensor([1, 2, 3, 4]), torch.tensor([0, 2, 2, 0]), 3)
-    each = logits.bfloat16().float().log_softmax(-1)[torch.arange(4), torch.tensor([1, 2, 3, 4])]
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.stack([each[0] + each[3], torch.tensor(0.0), each[1] + each[2]]))
+def test_a_sequence_has_the_sum_of_its_tokens() -> None:
+    batch = batch_of(ROWS[:2], CPU)
+    counts = [3, 2, 2, 5]  # tokens of the completions, their ends among them
+    assert batch.answer_owners.tolist() == [i for i, count in enumerate(counts) for _ in range(count)]
+    values = torch.randn(12)
+    found = Preference().log_probabilities(values, batch)
+    torch.testing.assert_close(found, torch.stack([part.sum() for part in values.split(counts)]))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -92,7 +92,7 @@ def test_loss_and_accuracy_through_a_network_equal_a_row_by_row_reference(tmp_pa
     network = network_of(tmp_path, family, kind="generation")
     objective = objective_for("preference", make_recipe("preference", training={"beta": 0.25}).training)
     assert isinstance(objective, Preference)
-    told = with_references(network, objective, ROWS, LIMITS, CPU)
+    told = with_references(network)
     with torch.no_grad():
         expected, moved = slow_loss(network, ROWS, 0.25)
         batch = collate(told, 0, CPU)
@@ -103,14 +103,17 @@ def test_loss_and_accuracy_through_a_network_equal_a_row_by_row_reference(tmp_pa
     assert 0 < moved < 3 or family != "llama"  # so that the count says something
 
 
-@pytest.mark.parametrize("limits", [LIMITS, Limits(2, 1000, 0), Limits(4, 6, 0)])
-def test_references_are_the_bases_and_do_not_depend_on_batches(tmp_path: Path, limits: Limits) -> None:
+@pytest.mark.parametrize(("size", "tokens"), [(4, 1000), (2, 1000), (4, 6)])
+def test_references_are_the_bases_and_do_not_depend_on_batches(
+    tmp_path: Path, size: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.training.general.PART_TOKENS", tokens)
     network = network_of(tmp_path, kind="generation", lora={"dropout": 0.5})
     network.model.train()
-    told = with_references(network, Preference(), ROWS, limits, CPU)
+    told = with_references(network, size)
     assert network.model.training
     network.model.eval()
-    with torch.no_grad(), network.without_adapter():
+    with torch.no_grad(), network.model.disable_adapter():
         for row in told:
             for each in row.sequences:
                 assert each.target[0] == pytest.approx(slow_log_probability(network, each), rel=1e-5)
@@ -122,11 +125,11 @@ def test_references_are_the_bases_and_do_not_depend_on_batches(tmp_path: Path, l
 def test_an_untrained_adapter_prefers_nothing(tmp_path: Path) -> None:
     network = network_of(tmp_path, kind="generation")
     with torch.no_grad():
-        for name, parameter in network.trainable.items():
+        for name, parameter in network.parameters().items():
             if "lora_B" in name:
                 parameter.zero_()
     objective = Preference()
-    batch = collate(with_references(network, objective, ROWS, LIMITS, CPU), 0, CPU)
+    batch = collate(with_references(network), 0, CPU)
     with torch.no_grad():
         outputs = objective.outputs(network, batch)
     assert float(objective.loss(outputs, batch) / objective.share(batch)) == pytest.approx(math.log(2), rel=1e-4)
@@ -135,13 +138,13 @@ def test_an_untrained_adapter_prefers_nothing(tmp_path: Path) -> None:
 def test_parts_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
     network = network_of(tmp_path, kind="generation")
     objective = Preference()
-    rows = with_references(network, objective, ROWS, LIMITS, CPU)
+    rows = with_references(network)
+    share = float(objective.share(batch_of(rows, CPU)))
     gradients = []
     for limits in (LIMITS, Limits(4, 5, 0)):
         network.model.zero_grad()
-        loss, tokens = accumulate(network, objective, rows, limits, CPU, Tensor.backward)
-        gradients.append({name: p.grad.clone() for name, p in network.trainable.items() if p.grad is not None})
-        assert tokens == sum(len(each.ids) for row in rows for each in row.sequences)
+        loss = accumulate(network, objective, rows, share, limits, CPU)
+        gradients.append({name: p.grad.clone() for name, p in network.parameters().items() if p.grad is not None})
         assert loss == pytest.approx(slow_loss(network, rows, 0.1)[0], rel=1e-4)
     whole, parts = gradients
     assert whole

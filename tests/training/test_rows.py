@@ -8,7 +8,7 @@ import torch
 from adapterhub.data.task import PromptSpec, TaskSpec
 from adapterhub.errors import DataError
 from adapterhub.recipe import LABELLED
-from adapterhub.training.rows import FIRST, NEGATIVE, SECOND, Row, collate, encode_rows, weigh_classes
+from adapterhub.training.rows import FIRST, NEGATIVE, SECOND, Row, batch_of, collate, encode_rows, weigh_classes
 from tests.tiny import byte_tokenizer
 from tests.training.jobs import COLOURS, example
 
@@ -147,4 +147,8 @@ def test_padding_is_on_the_right_and_known_by_length_not_by_token() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.lengths.tolist() == [4, 2]
     assert batch.weights.tolist() == [1.0, 3.0]
-    assert batch.tokens == 6
+    assert sum(row.tokens for row in rows) == 6
+    # The numbers are the same where nothing is padded.
+    bare = batch_of(rows, torch.device("cpu"))
+    assert (bare.lengths.tolist(), bare.starts.tolist()) == ([4, 2], [2, 1])
+    assert bare.answer_owners.tolist() == [0, 0, 1]

@@ -17,8 +17,10 @@ from adapterhub.data.task import TaskSpec
 from adapterhub.data.tokens import encode_input
 from adapterhub.errors import ConfigError, DataError, TrainingError, UsageError
 from adapterhub.registry.bundle import digest_folder
+from adapterhub.training.general import build_learner
 from adapterhub.training.job import StepReport
-from adapterhub.training.train import train_adapter
+from adapterhub.training.run import make_optimizer
+from adapterhub.training.train import Trained, Trainer, train_adapter
 from tests.training.jobs import COLOURS, Recorder, example, make_job, tiny_base, toy_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by PEFT
@@ -140,8 +142,8 @@ def test_equal_jobs_give_equal_bytes_and_another_seed_others(tmp_path: Path, lla
 
 def test_ctrl_c_leaves_no_folder_behind(tmp_path: Path, llama: Any) -> None:
     class Interrupting(Recorder):
-        def step(self, report: StepReport) -> None:
-            super().step(report)
+        def step(self, task: str, report: StepReport) -> None:
+            super().step(task, report)
             if report.step == 3:
                 raise KeyboardInterrupt
 
@@ -221,23 +223,31 @@ def test_targets_the_base_does_not_have_are_refused(tmp_path: Path, llama: Any) 
         train_adapter(make_job(llama, toy_rows(8), lora={"targets": ["c_attn"]}), tmp_path / "out", Recorder())
 
 
-def test_several_processes_are_refused(tmp_path: Path, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_is_refused_several_processes(tmp_path: Path, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(UsageError, match="2 were launched"):
-        train_adapter(make_job(llama, toy_rows(8)), tmp_path / "out", Recorder())
+    rows = [example(f"f:{n}", text=f"t{n}", positive=f"p{n}") for n in range(8)]
+    with pytest.raises(UsageError, match=r"an embedding .* one process; .*not through accelerate launch"):
+        train_adapter(make_job(llama, rows, kind="embedding"), tmp_path / "out", Recorder())
+
+
+def test_checkpoints_are_forgotten_and_journals_stay(tmp_path: Path, llama: Any) -> None:
+    trainer = Trainer(llama)
+    (outcome,) = trainer.train([make_job(llama, toy_rows(8), training={"steps": 2})], Recorder(), tmp_path / "run")
+    assert isinstance(outcome, Trained)
+    (tmp_path / "run" / ".all.checkpoint.safetensors-77").write_bytes(b"cut off")
+    assert (tmp_path / "run" / "all.checkpoint.safetensors").exists()
+    trainer.forget(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["loss.png", "toy", "train.jsonl"]
 
 
 def test_weight_decay_spares_biases(tmp_path: Path) -> None:
-    from adapterhub.training.loop import make_optimizer
-    from adapterhub.training.network import build_network
-
     base = tiny_base(tmp_path, "bert")
     job = make_job(base, toy_rows(4), training={"weight_decay": 0.1})
-    network = build_network(job, load_tokenizer(base), 16, torch.device("cpu"))
-    groups = make_optimizer(network, job.recipe.training).param_groups
+    learner = build_learner(job, 0, 16, torch.device("cpu"))
+    groups = make_optimizer(learner.parameters(), job.recipe.training).param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
     spared = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
-    names = {name: id(p) for name, p in network.trainable.items()}
+    names = {name: id(p) for name, p in learner.parameters().items()}
     assert {name for name, key in names.items() if key in spared} == {
         "base_model.model.classifier.modules_to_save.default.bias"
     }

@@ -7,9 +7,9 @@
 // the number of threads. Scores live for a few queries at a time: memory grows with the length of a text, not its square.
 
 #include <cmath>
-#include <cstdlib>
 
 #include "matrix.hpp"
+#include "scratch.hpp"
 
 struct Forest {
     const int32_t *starts, *lengths, *depths;  // of a segment: first token, tokens, position of the first token
@@ -28,30 +28,18 @@ struct Shape {
 
 namespace {
 
-// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed in them.
-struct Scratch {
-    char* bytes = nullptr;
-    size_t size = 0;
-
-    ~Scratch() { free(bytes); }
-
-    float* floats(size_t count) {
-        size_t needed = (count * 4 + 63) / 64 * 64;
-        if (needed > size) {
-            free(bytes);
-            size = needed + needed / 2;
-            size = (size + 63) / 64 * 64;
-            bytes = (char*)aligned_alloc(64, size);
-            if (!bytes) abort();
-        }
-        return (float*)bytes;
-    }
-};
+constexpr int AHEAD = 4;  // tokens
 
 thread_local Scratch own_scratch, own_partials;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Ask for a head's numbers before they are needed: tokens lie pages apart, where the processor does not look ahead.
+template <bool WRITE, class T>
+inline void expect(const T* head, int dim) {
+    for (int i = 0; i < dim; i += 64 / (int)sizeof(T)) __builtin_prefetch(head + i, WRITE);
+}
 
 // A vector of one head turned by its position (Su et al. 2021, halves as in transformers), times `times`.
 inline void turn(float* __restrict to, const float* __restrict x, const float* __restrict cos,
@@ -167,6 +155,8 @@ struct Unit {
         }
         for (int i = 0; i < m.length; i++) {
             const T* token = qkv + (int64_t)(m.start + i) * row + (shape.heads + head) * dim;
+            expect<false>(token + AHEAD * row, dim);
+            expect<false>(token + AHEAD * row + shape.kv_heads * dim, dim);
             read_row(one, token, dim);
             float* key = backward ? m.keys + i * width : one + width;
             if (width > dim) memset(key + width - LANES, 0, LANES * sizeof(float));
@@ -183,7 +173,9 @@ struct Unit {
         for (int i = from, r = 0; i < to; i++)
             for (int g = 0; g < group; g++, r++) {
                 float* query = queries + r * width;
-                read_row(one, qkv + (int64_t)(m.start + i) * row + (head * group + g) * dim, dim);
+                const T* from_row = qkv + (int64_t)(m.start + i) * row + (head * group + g) * dim;
+                expect<false>(from_row + AHEAD * row, dim);
+                read_row(one, from_row, dim);
                 if (width > dim) memset(query + width - LANES, 0, LANES * sizeof(float));
                 turn(query, one, cos_at(m.depth + i), sin_at(m.depth + i), dim / 2, shape.scale);
             }
@@ -227,6 +219,8 @@ struct Unit {
             int64_t low = most(0, (int64_t)m.depth + from - shape.window + 1);
             int64_t base = low / LANES * LANES, end = padded(m.depth + to);
             fetch_queries(m, from, to);
+            for (int i = from; i < to; i++)
+                expect<true>(out + ((int64_t)(m.start + i) * shape.heads + head * group) * dim, group * dim);
             over(steps, own, to, low,
                  [&](const View& seen) { against(seen, rows, queries, seen.m->keys_across, scores, columns); });
             for (int r = 0; r < rows; r++) {
@@ -256,8 +250,7 @@ struct Unit {
     static Floats masked(const float* line, int64_t c, int64_t bottom, int64_t top) {
         Floats x = load(line + c);
         if (c >= bottom && c + LANES <= top) return x;
-        Ints column = Ints{} + (int32_t)c;
-        for (int i = 0; i < LANES; i++) column[i] += i;
+        Ints column = COUNTED + (int32_t)c;
         Ints inside = (column >= (int32_t)bottom) & (column < (int32_t)top);
         return inside ? x : spread(-INFINITY);
     }
@@ -290,7 +283,11 @@ struct Unit {
             fetch_queries(m, from, to);
             for (int r = 0; r < rows; r++) {
                 int64_t token = m.start + from + r / group;
-                read_row(gradients + r * width, dout + (token * shape.heads + head * group + r % group) * dim, dim);
+                int64_t place = (token * shape.heads + head * group + r % group) * dim;
+                expect<false>(dout + place + AHEAD * shape.heads * dim, dim);
+                expect<false>(out + place, dim);
+                expect<true>(dqkv + token * row + (head * group + r % group) * dim, dim);
+                read_row(gradients + r * width, dout + place, dim);
             }
             over(steps, own, to, low, [&](const View& seen) {
                 against(seen, rows, queries, seen.m->keys_across, scores, columns);

@@ -13,9 +13,7 @@ constexpr int VECTORS = 2;  // 6 x 2 sums, two vectors of b and one of a: 15 of 
 template <int M, int N>
 static inline void tile(int depth, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row,
                         float* c, int64_t c_row, bool add) {
-    Floats sums[M][N];
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) sums[i][j] = add ? load(c + i * c_row + j * LANES) : Floats{};
+    Floats sums[M][N] = {};
     for (int k = 0; k < depth; k++) {
         Floats right[N];
         for (int j = 0; j < N; j++) right[j] = load(b + k * b_row + j * LANES);
@@ -25,7 +23,10 @@ static inline void tile(int depth, const float* a, int64_t a_row, int64_t a_colu
         }
     }
     for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) store(c + i * c_row + j * LANES, sums[i][j]);
+        for (int j = 0; j < N; j++) {
+            float* to = c + i * c_row + j * LANES;
+            store(to, add ? load(to) + sums[i][j] : sums[i][j]);
+        }
 }
 
 template <int N>

@@ -57,8 +57,14 @@ static inline void store_one(bfloat16* p, float x) {
     p->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-static inline Floats spread(float x) { return Floats{} + x; }
+static inline Floats spread(float x) { return x - Floats{}; }  // one broadcast; 0 + x would turn -0 into 0, and cost
 static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+#if defined(__AVX512F__)
+constexpr Ints COUNTED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+constexpr Ints COUNTED = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 
 static inline float sum_of(Floats x) {
     float total = 0;

@@ -1,4 +1,4 @@
-"""The network under training: what learns, what is frozen, and losses beside slow references."""
+"""Any base under PEFT: what learns, what is frozen, and losses beside slow references."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from adapterhub.base.load import load_tokenizer
-from adapterhub.training.evaluate import Limits, evaluate
-from adapterhub.training.network import Network, build_network
-from adapterhub.training.objectives import completion_positions, objective_for
+from adapterhub.training.general import GeneralNetwork, PeftLearner, build_learner, completion_positions
+from adapterhub.training.job import Evaluation
+from adapterhub.training.objectives import objective_for
 from adapterhub.training.rows import Row, collate
 from tests.tiny import FAMILIES
 from tests.training.jobs import make_job, make_recipe, tiny_base, toy_rows
@@ -25,26 +25,26 @@ CPU = torch.device("cpu")
 DECODERS = tuple(family for family in FAMILIES if family != "bert")
 
 
-def network_of(folder: Path, family: str = "llama", **changes: Any) -> Network:
+def network_of(folder: Path, family: str = "llama", **changes: Any) -> PeftLearner:
     """Return a fresh network in eval mode whose LoRA matrices are not zero."""
     base = tiny_base(folder, family)
-    network = build_network(make_job(base, toy_rows(4), **changes), load_tokenizer(base), 32, CPU)
+    network = build_learner(make_job(base, toy_rows(4), **changes), load_tokenizer(base).pad_token_id, 32, CPU)
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in network.trainable.items():
+        for name, parameter in network.parameters().items():
             if "lora_B" in name:
                 parameter.normal_(0, 0.3)
     network.model.eval()
     return network
 
 
-def reference_logits(network: Network, row: Row) -> Tensor:
+def reference_logits(network: PeftLearner, row: Row) -> Tensor:
     """Return the model's own logits for one row alone, unpadded: [1, labels] or [1, tokens, vocabulary]."""
     result: Tensor = network.model(input_ids=torch.tensor([row.ids])).logits
     return result
 
 
-def reference_loss(network: Network, rows: Sequence[Row]) -> float:
+def reference_loss(network: PeftLearner, rows: Sequence[Row]) -> float:
     """Mean loss of completion tokens, one row and one token at a time."""
     total = count = 0.0
     for row in rows:
@@ -63,9 +63,22 @@ def text_rows(targets: Sequence[tuple[float, ...]], weights: Sequence[float]) ->
     ]
 
 
-def mean_loss(network: Network, kind: Any, rows: list[Row], pad: int = 0) -> Tensor:
+def mean_loss(network: PeftLearner, kind: Any, rows: list[Row], pad: int = 0) -> Tensor:
     objective, batch = objective_for(kind), collate(rows, pad, CPU)
     return objective.loss(objective.outputs(network, batch), batch) / objective.share(batch)
+
+
+def judged(
+    learner: PeftLearner, kind: Any, rows: list[Row], size: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> Evaluation:
+    """What validation says, from batches of `size` rows in parts of so many tokens."""
+    monkeypatch.setattr("adapterhub.training.general.PART_TOKENS", tokens)
+    objective = objective_for(kind)
+    found = GeneralNetwork(learner, 0, size, CPU).judge(learner, objective, rows)
+    assert learner.model.training
+    learner.model.eval()
+    mean = found.loss / found.share
+    return Evaluation(0, objective.metric, objective.value(found.tallies, mean), mean)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -86,7 +99,7 @@ def test_generation_loss_is_that_of_completion_tokens_and_eos_even_where_pad_is_
         )
 
 
-def test_logits_at_completion_positions_equal_those_of_the_whole_vocabulary_matrix(tmp_path: Path) -> None:
+def test_log_probabilities_of_completions_equal_those_of_the_whole_vocabulary_matrix(tmp_path: Path) -> None:
     network = network_of(tmp_path, kind="generation")
     rows = [Row((11, 12, 13, 14, 2), 2, (), 1.0, ""), Row((21, 22, 2), 1, (), 1.0, "")]
     batch = collate(rows, 0, CPU)
@@ -97,7 +110,9 @@ def test_logits_at_completion_positions_equal_those_of_the_whole_vocabulary_matr
         full = network.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     places, columns = completion_positions(batch)
     assert list(zip(places.tolist(), columns.tolist(), strict=True)) == [(0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]
-    torch.testing.assert_close(chosen, full[places, columns - 1])
+    assert batch.answer_owners.tolist() == places.tolist()
+    likely = full.log_softmax(-1)[places, columns - 1, batch.input_ids[places, columns]]
+    torch.testing.assert_close(chosen, likely)
     # The saving: 5 positions went through the head; without the hook all 10 do again.
     assert [shape[:2].numel() for shape in seen] == [5, 10]
 
@@ -153,7 +168,7 @@ def test_uneven_parts_of_a_batch_have_the_gradient_of_the_whole(tmp_path: Path, 
     else:
         rows = text_rows([(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)], [1.0, 3.0, 0.5])
     mean_loss(network, kind, rows).backward()
-    whole = {name: p.grad.clone() for name, p in network.trainable.items() if p.grad is not None}
+    whole = {name: p.grad.clone() for name, p in network.parameters().items() if p.grad is not None}
     network.model.zero_grad()
     objective = objective_for(kind)  # type: ignore[arg-type]
     parts = [collate(rows[:1], 0, CPU), collate(rows[1:], 0, CPU)]
@@ -162,7 +177,7 @@ def test_uneven_parts_of_a_batch_have_the_gradient_of_the_whole(tmp_path: Path, 
         (objective.loss(objective.outputs(network, part), part) / share).backward()
     assert whole
     for name, gradient in whole.items():
-        torch.testing.assert_close(network.trainable[name].grad, gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(network.parameters()[name].grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -185,10 +200,10 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
             assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
         loss = mean_loss(network, "classification", text_rows([(1.0, 0.0), (0.0, 1.0)], [1.0, 1.0]))
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.trainable.values())
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters().values())
     generation = network_of(tmp_path, kind="generation", training={"precision": "bfloat16"})
     mean_loss(generation, "generation", [Row((11, 12, 2), 1, (), 1.0, "")]).backward()
-    assert all(p.grad is not None for p in generation.trainable.values())
+    assert all(p.grad is not None for p in generation.parameters().values())
 
 
 @pytest.mark.parametrize(
@@ -200,7 +215,7 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
     ],
 )
 def test_saved_names_are_those_of_peft(tmp_path: Path, family: str, expected: str) -> None:
-    names = set(network_of(tmp_path, family).tensors())
+    names = set(network_of(tmp_path, family).saved())
     head = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}
     assert expected in names
     assert {name for name in names if "lora_" not in name} == (
@@ -212,14 +227,14 @@ def test_saved_names_are_those_of_peft(tmp_path: Path, family: str, expected: st
 def test_all_layers_are_written_out_and_plain_peft_finds_them(tmp_path: Path, family: str) -> None:
     network = network_of(tmp_path, family)
     assert json.loads(network.config.to_json())["layers_to_transform"] == [0, 1, 2]
-    layers = {re.search(r"\.(\d+)\.", name)[1] for name in network.tensors() if "lora_" in name}  # type: ignore[index]
+    layers = {re.search(r"\.(\d+)\.", name)[1] for name in network.saved() if "lora_" in name}  # type: ignore[index]
     assert layers == {"0", "1", "2"}
 
 
 def test_layers_and_variant_reach_the_network(tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8.0, "layers": "top-1", "targets": ["q_proj", "v_proj"], "variant": "rslora"}
     network = network_of(tmp_path, lora=lora)
-    names = {name for name in network.tensors() if "lora_" in name}
+    names = {name for name in network.saved() if "lora_" in name}
     prefix = "base_model.model.model.layers.2.self_attn."
     assert names == {f"{prefix}{p}_proj.lora_{side}.weight" for p in "qv" for side in "AB"}
     assert network.config.layers == (2,)
@@ -251,16 +266,15 @@ def test_a_label_is_given_from_one_half_on() -> None:
     assert objective_for("multilabel").tally(logits, collate(rows, 0, CPU)).tolist() == [2, 0, 1]
 
 
-def test_evaluation_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
+def test_evaluation_does_not_depend_on_how_rows_are_batched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(tmp_path, kind="multilabel")
     targets = [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
     rows = text_rows(targets, [1.0] * 5)
     results = [
-        evaluate(network, objective_for("multilabel"), rows, Limits(size, tokens, 0), CPU, 7)
+        judged(network, "multilabel", rows, size, tokens, monkeypatch)
         for size, tokens in ((5, 1000), (2, 1000), (5, 8), (1, 1))
     ]
     for result in results:
-        assert result.step == 7
         assert result.loss == pytest.approx(results[0].loss, rel=1e-5)
         assert result.value == results[0].value
     with torch.no_grad():
@@ -274,10 +288,10 @@ def test_evaluation_does_not_depend_on_how_rows_are_batched(tmp_path: Path) -> N
     assert results[0].value == pytest.approx(2 * right / (2 * right + sum(got != want for got, want in pairs)))
 
 
-def test_accuracy_counts_rows_whose_largest_logit_is_the_label(tmp_path: Path) -> None:
+def test_accuracy_counts_rows_whose_largest_logit_is_the_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(tmp_path)
     rows = text_rows([(1.0, 0.0)] * 6, [1.0] * 6)
     with torch.no_grad():
         right = sum(int(reference_logits(network, row).argmax()) == 0 for row in rows)
-    value = evaluate(network, objective_for("classification"), rows, Limits(4, 100, 0), CPU, 1).value
+    value = judged(network, "classification", rows, 4, 100, monkeypatch).value
     assert value == pytest.approx(right / 6)
