@@ -38,6 +38,7 @@ demo:  ## a new environment, two tasks trained, served and asked in one batch
 bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6 --seeds 0 1 2
 	$(BIN)/python benchmarks/accuracy.py trec6-minilm restaurant8k
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/peers.py --cases equal varied churn $(if $(VLLM),--vllm-python $(VLLM))
 	$(BIN)/python benchmarks/roofline.py
