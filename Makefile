@@ -40,6 +40,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6-minilm restaurant8k
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/peers.py --cases equal varied churn $(if $(VLLM),--vllm-python $(VLLM))
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/adapters.py

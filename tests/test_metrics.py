@@ -21,6 +21,7 @@ from adapterhub.metrics import (
     field_f1,
     macro_f1,
     multilabel_f1,
+    rank_correlation,
     rejection_recall,
 )
 
@@ -293,3 +294,15 @@ def test_an_empty_object_must_be_written_to_be_right() -> None:
     assert field_f1(["{}", '{"a": 1}'], ["no json", '{"a": 1}']).value == pytest.approx(2 / 3)
     # Where gold has pairs they are missed, which is counted already.
     assert field_f1(['{"a": 1}', '{"a": 1}'], ["no json", '{"a": 1}']).value == pytest.approx(2 / 3)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) where no values are equal: d = 0, 1, -1, 0.
+    assert rank_correlation([1, 2, 3, 4], [5, 7, 6, 8]) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    # Equal values share the mean of their ranks.
+    assert rank_correlation([1, 1, 2], [1, 1, 2]) == pytest.approx(1)
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) == 0
+    with pytest.raises(ValueError, match="beside"):
+        rank_correlation([1, 2], [1, 2, 3])

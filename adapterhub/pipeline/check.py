@@ -21,6 +21,7 @@ from adapterhub.registry.store import Registry
 from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
 
 from .check_pairs import PAIRED, count_texts, pair_warnings
+from .elsewhere import serving_warnings
 from .estimate import Estimate, estimate, measure_lengths
 from .prepare import make_spec
 from .splits import OUTSIDE, held_out_of, outside_name, read_outside
@@ -97,6 +98,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
     if recipe is None:
         return report
     report.task, report.kind, report.base = recipe.task, recipe.kind, recipe.base
+    report.warnings += serving_warnings(recipe)
     splits = _read_splits(recipe, report)
     labels = _check_labels(recipe, splits, report)
     outside = _read_outside(recipe, report)

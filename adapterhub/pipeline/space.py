@@ -66,14 +66,10 @@ class Space:
         """How many settings there are, None for endlessly many."""
         return None if self.ranges else math.prod(len(values) for values in self.choices.values())
 
-    def sampler(self, seed: int) -> Any:
-        """Return the Optuna sampler that goes with the space: all of a grid in turn, else a tree of Parzen windows."""
-        import optuna
-
-        if self.ranges:
-            return optuna.samplers.TPESampler(seed=seed)
-        places = {key: list(range(len(values))) for key, values in self.choices.items()}
-        return optuna.samplers.GridSampler(places, seed=seed)
+    def places(self) -> list[dict[str, int]]:
+        """Return all settings of a grid, each by the places of its values: what `draw` is told with."""
+        spans = [range(len(values)) for values in self.choices.values()]
+        return [dict(zip(self.choices, places, strict=True)) for places in itertools.product(*spans)]
 
     def draw(self, trial: Any) -> Settings:
         """Return the settings that an Optuna trial stands for."""
@@ -88,11 +84,6 @@ class Space:
                 # Few digits, so that what is printed is what was tried.
                 found[key] = float(f"{trial.suggest_float(key, each.low, each.high, log=each.log):.3g}")
         return found
-
-    def all(self) -> list[Settings]:
-        """Return all settings of a grid, in order."""
-        keys = list(self.choices)
-        return [dict(zip(keys, values, strict=True)) for values in itertools.product(*self.choices.values())]
 
 
 def _values(option: str, text: str, values: str) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -220,19 +221,24 @@ def _propose(plan: Plan) -> tuple[Any, list[Trial]]:
     except ImportError as error:
         raise UsageError("sweeps need Optuna: pip install 'adapterhub[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize", sampler=plan.space.sampler(plan.seed))
-    count = plan.space.size if plan.trials is None else plan.trials
-    if count is None:
-        raise UsageError("a space with a range has no end; say with --trials how many settings to try")
-    if plan.space.size is not None:
-        count = min(count, plan.space.size)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed))
+    space = plan.space
+    if space.size is None:
+        if plan.trials is None:
+            raise UsageError("a space with a range has no end; say with --trials how many settings to try")
+        count = plan.trials
+    else:
+        grid = space.places()
+        count = len(grid) if plan.trials is None else min(plan.trials, len(grid))
+        for places in grid if count == len(grid) else random.Random(plan.seed).sample(grid, count):  # noqa: S311
+            study.enqueue_trial(places)
     trials: list[Trial] = []
     seen: set[str] = set()
-    for _ in range(20 * count):
+    for _ in range(20 * count):  # a range of few whole numbers may be drawn to its end before that
         if len(trials) == count:
             break
         asked = study.ask()
-        settings = plan.space.draw(asked)
+        settings = space.draw(asked)
         if (text := json.dumps(settings, sort_keys=True)) in seen:
             study.tell(asked, state=optuna.trial.TrialState.PRUNED)
             continue

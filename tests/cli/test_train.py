@@ -118,3 +118,21 @@ def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left() -> None:
 def test_words_for_evaluations_and_durations() -> None:
     assert describe(Evaluation(5, "loss", 1.5, 1.5), best=False) == "step 5: validation loss 1.5000"
     assert [duration(s) for s in (0, 59.6, 3599, 3600, 36061)] == ["0:00", "1:00", "59:59", "1:00:00", "10:01:01"]
+
+
+def test_an_estimate_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, registry = write_recipe(tmp_path), tmp_path / "registry"
+    assert command(path, "--registry", registry, "--estimate", "--json") == 0
+    said = capsys.readouterr()
+    (record,) = [json.loads(line) for line in said.out.splitlines()]
+    assert (record["task"], record["steps"]) == ("toy", 20)
+    assert "peak memory" in said.err
+    assert not registry.exists()
+
+
+def test_to_resume_without_a_checkpoint_is_to_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path)
+    assert command(path, "--registry", tmp_path / "r", "--set", "training.epochs=1", "--resume") == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "no checkpoint: from the beginning" in said
+    assert "toy@1: log and plot in" in said
