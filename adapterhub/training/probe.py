@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from safetensors.torch import save
+from torch import Tensor
 
 from .learner import Network, Turn
 from .machine import peak_memory_bytes
@@ -49,8 +50,11 @@ def probe_validation(run: Run) -> list[Row]:
     return list(run.validation[:: max(1, len(run.validation) // TIMED_ROWS)])
 
 
-def probe(network: Network, run: Run, trunk_seconds: float = 0.0) -> Probe:
-    """Take a few steps of a run, which is of no further use, and return what all of it will take."""
+def probe(network: Network, run: Run, tensors: Mapping[str, Tensor], trunk_seconds: float = 0.0) -> Probe:
+    """Take a few steps of a run, which is of no further use, and return what all of it will take.
+
+    `tensors` are those that the adapter's file will hold, whatever their values.
+    """
     first, *batches = probe_rows(run)
     _step(network, run, first)
     seconds = sum(_step(network, run, batch) for batch in batches)
@@ -70,7 +74,7 @@ def probe(network: Network, run: Run, trunk_seconds: float = 0.0) -> Probe:
         trunk_seconds=trunk_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         trainable_parameters=sum(p.numel() for p in run.learner.parameters().values()),
-        adapter_bytes=len(save({name: tensor.contiguous() for name, tensor in run.learner.saved().items()})),
+        adapter_bytes=len(save({name: each.contiguous() for name, each in tensors.items()}, metadata={"format": "pt"})),
         precision=str(network.dtype).removeprefix("torch."),
         longest_row=max(len(each.ids) for row in [*run.train, *run.validation] for each in row.sequences),
     )

@@ -250,7 +250,10 @@ class Trainer:
                 done = trunk.fill(_sequences(rows))
                 rate = (time.perf_counter() - begun) / done if done else 0.0
                 seconds = rate * trunk.tokens_missing(_sequences([*run.train, *run.validation]))
-            return probe(network, run, seconds)
+            tensors = run.learner.saved()
+            if started.principal is not None:
+                tensors = started.principal.plain(run.learner.config, tensors)[1]
+            return probe(network, run, tensors, seconds)
 
     def _use_trunk(self, network: Network, run: Run, progress: Progress) -> None:
         """Have the layers below the adapter computed once, where there are any and the disk has room for it."""
