@@ -50,7 +50,7 @@ class Worker:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "it ended"}
+        answer = json.loads(line) if line else {"error": f"it ended with {self._process.wait()}"}
         if "error" in answer:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
             raise RuntimeError(f"{self.name} failed: {answer['error']}\n{tail}")
