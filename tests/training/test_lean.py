@@ -378,7 +378,7 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
     for name, gradient in found[0].items():
         assert float((found[1][name] - gradient).norm() / gradient.norm()) < 0.2, name
     together = [torch.cat([each.flatten() for each in gradients.values()]) for gradients in found]
-    assert float((together[1] - together[0]).norm() / together[0].norm()) < 0.05
+    assert float((together[1] - together[0]).norm() / together[0].norm()) < 0.1
 
 
 def test_in_bfloat16_the_network_sees_changed_parameters_once_it_is_told(tmp_path: Path) -> None:
