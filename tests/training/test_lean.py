@@ -217,15 +217,23 @@ def test_tasks_learn_side_by_side_what_each_learns_alone(tmp_path: Path) -> None
             assert found.result.steps == jobs[i].recipe.training.steps
 
 
+def round_weights(job: TrainingJob) -> None:
+    """Have all weights of a job's base be bfloat16, so that they are kept and multiplied so."""
+    file = job.base.path / "model.safetensors"
+    save_file({name: each.bfloat16().float() for name, each in load_file(file).items()}, file, {"format": "pt"})
+
+
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("broken", [0, 1, 2])
 def test_a_task_that_is_broken_leaves_the_others_as_they_are_bit_for_bit(
     tmp_path: Path, broken: int, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    job = job_of(tmp_path, "classification")
     if plain:
         for name in ("attention", "norm", "gated"):
             monkeypatch.setattr(f"adapterhub.native.{name}.native", lambda: None)
-    job = job_of(tmp_path, "classification")
+    else:
+        round_weights(job)
     network = LeanNetwork(job.base, "float32", CPU)
     kinds = ("classification", "generation", "embedding")
     jobs = [job, *(job_of(tmp_path / kind, kind) for kind in kinds[1:])]
@@ -328,8 +336,7 @@ def test_weights_kept_in_bfloat16_are_multiplied_as_they_are(
 ) -> None:
     """Weights that are all bfloat16 are packed; with and without kernels of our own the gradients are the same."""
     job = job_of(tmp_path, "classification", family)
-    file = job.base.path / "model.safetensors"
-    save_file({name: each.bfloat16().float() for name, each in load_file(file).items()}, file, {"format": "pt"})
+    round_weights(job)
     objective, rows = objective_for("classification"), rows_of("classification")
     found = []
     for packed in (True, False):
@@ -360,11 +367,7 @@ def test_vectors_are_pooled_as_the_general_network_pools_them(tmp_path: Path, po
 
 
 def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None:
-    job, rows, objective = (
-        job_of(tmp_path, "classification"),
-        rows_of("classification"),
-        objective_for("classification"),
-    )
+    job, rows, objective = job_of(tmp_path, KINDS[0]), rows_of(KINDS[0]), objective_for(KINDS[0])
     whole, low = LeanNetwork(job.base, "float32", CPU), LeanNetwork(job.base, "bfloat16", CPU)
     found = []
     for network in (whole, low):
@@ -382,11 +385,7 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
 
 
 def test_in_bfloat16_the_network_sees_changed_parameters_once_it_is_told(tmp_path: Path) -> None:
-    job, rows, objective = (
-        job_of(tmp_path, "classification"),
-        rows_of("classification"),
-        objective_for("classification"),
-    )
+    job, rows, objective = job_of(tmp_path, KINDS[0]), rows_of(KINDS[0]), objective_for(KINDS[0])
     network = LeanNetwork(job.base, "bfloat16", CPU)
     learner = network.learner(job)
     before = network.judge(learner, objective, rows).loss
