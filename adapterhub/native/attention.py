@@ -14,33 +14,25 @@ __all__ = ["AttentionShape", "attention_backward", "attention_forward"]
 
 
 def attention_forward(
-    qkv: Tensor,
-    layout: Layout,
-    cos: Tensor,
-    sin: Tensor,
-    shape: AttentionShape,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
+    qkv: Tensor, layout: Layout, cos: Tensor, sin: Tensor, shape: AttentionShape
 ) -> tuple[Tensor, Tensor]:
     """Return the attention's output [tokens, heads * dim] and what the backward pass wants, lse [tokens, heads].
 
     `qkv` [tokens, (heads + 2 key/value heads) * dim] holds queries, keys and values side by side, before they are
     turned by their positions (RoPE, Su et al. 2021) with the tables `cos` and `sin` [positions, dim], float32, as
     transformers has them (both halves alike, nothing negated). Query heads in equal groups share a key/value head.
-    Nothing but qkv, out and lse is needed for the backward pass: probabilities are computed again there. `out` (of
-    qkv's dtype) and `lse` (float32; float64 where qkv is) are filled where given: fresh memory has its price.
+    Nothing but qkv, out and lse is needed for the backward pass: probabilities are computed again there. `out` is of
+    qkv's dtype, lse of float32 (float64 where qkv is).
 
     No autograd where the kernels run. Raises ValueError where shapes do not fit.
     """
     _check(qkv, layout, cos, sin, shape)
     kernels = native()
-    if kernels is not None and suited(qkv, *_given(out)) and _tables(cos, sin) and _plain_floats(*_given(lse)):
-        out = qkv.new_empty(layout.tokens, shape.out_features) if out is None else out
-        lse = torch.empty(layout.tokens, shape.heads) if lse is None else lse
-        kernels.attention_forward(qkv, layout.forest, cos, sin, shape, out, lse)
-        return out, lse
-    found, sums = plain_attention_forward(qkv, layout, cos, sin, shape)
-    return (found if out is None else out.copy_(found)), (sums if lse is None else lse.copy_(sums))
+    if kernels is None or not suited(qkv) or not _floats(cos, sin):
+        return plain_attention_forward(qkv, layout, cos, sin, shape)
+    out, lse = qkv.new_empty(layout.tokens, shape.out_features), torch.empty(layout.tokens, shape.heads)
+    kernels.attention_forward(qkv, layout.forest, cos, sin, shape, out, lse)
+    return out, lse
 
 
 def attention_backward(
@@ -52,33 +44,23 @@ def attention_backward(
     cos: Tensor,
     sin: Tensor,
     shape: AttentionShape,
-    dqkv: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient with respect to `qkv`, from that of the output; `dqkv` is filled where given.
+    """Return the gradient with respect to `qkv`, from that of the output.
 
     What a shared beginning gets from all texts that go on from it is summed, in an order that depends on the layout
     alone: equal input gives equal bits with any number of threads. `out` and `lse` are what `attention_forward` gave.
     """
     _check(qkv, layout, cos, sin, shape)
     kernels = native()
-    if kernels is not None and suited(qkv, dout, out, *_given(dqkv)) and _tables(cos, sin) and _plain_floats(lse):
-        dqkv = torch.empty_like(qkv) if dqkv is None else dqkv
-        kernels.attention_backward(dout, qkv, out, lse, layout.forest, cos, sin, shape, dqkv)
-        return dqkv
-    found = plain_attention_backward(dout, qkv, out, lse, layout, cos, sin, shape)
-    return found if dqkv is None else dqkv.copy_(found)
+    if kernels is None or not suited(qkv, dout, out) or not _floats(cos, sin, lse):
+        return plain_attention_backward(dout, qkv, out, lse, layout, cos, sin, shape)
+    dqkv = torch.empty_like(qkv)
+    kernels.attention_backward(dout, qkv, out, lse, layout.forest, cos, sin, shape, dqkv)
+    return dqkv
 
 
-def _given(*tensors: Tensor | None) -> list[Tensor]:
-    return [each for each in tensors if each is not None]
-
-
-def _tables(cos: Tensor, sin: Tensor) -> bool:
-    return cos.dtype == torch.float32 and suited(cos, sin)
-
-
-def _plain_floats(*tensors: Tensor) -> bool:
-    return all(each.dtype == torch.float32 and suited(each) for each in tensors)
+def _floats(*tensors: Tensor) -> bool:
+    return tensors[0].dtype == torch.float32 and suited(*tensors)
 
 
 def _check(qkv: Tensor, layout: Layout, cos: Tensor, sin: Tensor, shape: AttentionShape) -> None:

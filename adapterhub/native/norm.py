@@ -10,24 +10,22 @@ from .library import native
 from .plain import plain_rms_norm, plain_rms_norm_backward
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return weight * x / sqrt(mean(x^2) + eps) by rows, for `x` [rows, width] and `weight` [width]."""
     kernels = native()
-    if kernels is None or not suited(x, weight, x if out is None else out):
-        found = plain_rms_norm(x, weight, eps)
-        return found if out is None else out.copy_(found)
-    y = torch.empty_like(x) if out is None else out
+    if kernels is None or not suited(x, weight):
+        return plain_rms_norm(x, weight, eps)
+    y = torch.empty_like(x)
     kernels.rms_norm(x, None, weight, eps, y)
     return y
 
 
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add `delta` to `x`, in place, and return the sum normalised, in one pass: what stands between two layers."""
     kernels = native()
-    if kernels is None or not suited(x, delta, weight, x if out is None else out):
-        found = plain_rms_norm(x.add_(delta), weight, eps)
-        return found if out is None else out.copy_(found)
-    y = torch.empty_like(x) if out is None else out
+    if kernels is None or not suited(x, delta, weight):
+        return plain_rms_norm(x.add_(delta), weight, eps)
+    y = torch.empty_like(x)
     kernels.rms_norm(x, delta, weight, eps, y)
     return y
 

@@ -228,10 +228,10 @@ class PackedDecoder:
 
     def _backward_gated(self, index: int, dh: Tensor, kept: _LayerKept) -> None:
         """Take the second half of a layer back; `dh` becomes the gradient before it."""
-        dact = self._through(index, DOWN, dh, kept, "dact")
-        dgate_up, act = swiglu_backward(kept.gate_up, dact)
+        act = self._through(index, DOWN, dh, kept, "act")
+        swiglu_backward(kept.gate_up, act)
         _learn(kept.updates[DOWN], act)
-        dmid = self._through(index, GATE_UP, dgate_up, kept, "dnorm")
+        dmid = self._through(index, GATE_UP, kept.gate_up, kept, "dnorm")
         norm = self._layers[index].between
         if kept.updates[GATE_UP]:
             _learn(kept.updates[GATE_UP], rms_norm(kept.mid, norm.weight, norm.eps))

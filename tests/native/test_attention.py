@@ -98,25 +98,6 @@ def test_a_long_text_beside_short_ones_that_share_its_beginning(window: int | No
 
 
 @here
-def test_buffers_are_filled() -> None:
-    layout, shape = Layout.of([5, 9]), AttentionShape(2, 1, 8, 0.3)
-    qkv, dout = rows(layout, shape, 0, torch.float32)
-    cos, sin = angles(layout, shape)
-    out, lse, dqkv = torch.empty_like(dout), torch.empty(14, 2), torch.empty_like(qkv)
-    assert attention_forward(qkv, layout, cos, sin, shape, out, lse)[0] is out
-    assert attention_backward(dout, qkv, out, lse, layout, cos, sin, shape, dqkv) is dqkv
-    wide = [each.double() for each in (qkv, cos, sin)]
-    other_out, other_lse = torch.empty(14, 16).double(), torch.empty(14, 2).double()
-    found = attention_forward(wide[0], layout, *wide[1:], shape, other_out, other_lse)
-    assert found[0] is other_out
-    torch.testing.assert_close(out.double(), other_out, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(lse.double(), other_lse, rtol=1e-5, atol=1e-6)
-    again = torch.empty_like(wide[0])
-    attention_backward(dout.double(), wide[0], other_out, other_lse, layout, *wide[1:], shape, again)
-    torch.testing.assert_close(dqkv.double(), again, rtol=1e-4, atol=1e-6)
-
-
-@here
 def test_bits_do_not_depend_on_threads() -> None:
     layout = Layout.of([40, *range(1, 60, 3), 700, 90], [-1, *[0] * 20, -1, 21])
     assert len(layout.forest.arrays["shared"]) > 3
