@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ def sweep(
     sweep goes on where it was interrupted.
     """
     from adapterhub.pipeline.space import Space
-    from adapterhub.pipeline.sweep import Plan
+    from adapterhub.pipeline.sweep import Plan, as_overrides
     from adapterhub.pipeline.sweep import sweep as run
     from adapterhub.registry.store import Registry
 
@@ -70,8 +71,8 @@ def sweep(
             f"rank correlation between {found.rows[0]} and {found.rows[-1]} rows: {found.correlation:.2f} "
             f"(Spearman, {found.compared} settings that ran on both)"
         )
-    best = " ".join(f"--set {key}={value}" for key, value in found.trials[0].settings.items())
-    screen.print(f"best: adapterhub train {recipe} {best}", markup=False, soft_wrap=True)
+    best = [part for each in as_overrides(found.trials[0].settings) for part in ("--set", each)]
+    screen.print(f"best: {shlex.join(['adapterhub', 'train', str(recipe), *best])}", markup=False, soft_wrap=True)
     screen.print(f"results and plot in {found.folder}", markup=False, soft_wrap=True)
 
 

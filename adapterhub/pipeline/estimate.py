@@ -1,7 +1,7 @@
 """What a training will take, said before it runs: steps, adapter size, memory and time.
 
-Steps and adapter size are exact. Memory and time are estimates: tokens are counted on a sample, activations by a rule
-of thumb, and speed from a matrix product timed here and now.
+Adapter size is exact, and so are steps, but where batches are cut by tokens. Memory and time are estimates: tokens are
+counted on a sample, activations by a rule of thumb, and speed from a matrix product timed here and now.
 """
 
 from __future__ import annotations
@@ -84,9 +84,19 @@ def adapted_modules(
     return {name: shape for name, (index, module, shape) in linear.items() if module in wanted and index in chosen}
 
 
-def adapter_parameters(modules: Mapping[str, tuple[int, int]], rank: int, head: int = 0) -> int:
-    """Return the parameters of an adapter: A [rank, in] and B [out, rank] for each module, and `head` of them."""
-    return rank * sum(rows + columns for rows, columns in modules.values()) + head
+def adapter_parameters(
+    modules: Mapping[str, tuple[int, int]], rank: int, head: int = 0, ranks: Mapping[str, int] | None = None
+) -> int:
+    """Return the parameters of an adapter: A [rank, in] and B [out, rank] for each module, and `head` of them.
+
+    `ranks` gives modules another rank by the ends of their names, the first that fits (`lora.rank_pattern`).
+    """
+
+    def rank_of(module: str) -> int:
+        fits = (each for end, each in (ranks or {}).items() if f".{module.removesuffix('.weight')}".endswith(f".{end}"))
+        return next(fits, rank)
+
+    return sum(rank_of(module) * (rows + columns) for module, (rows, columns) in modules.items()) + head
 
 
 def measure_lengths(tokenizer: Tokenizer, spec: TaskSpec, examples: Sequence[Example]) -> Lengths:
@@ -119,14 +129,20 @@ def estimate(recipe: Recipe, base: Base, spec: TaskSpec, train: Lengths, validat
     modules = adapted_modules(shapes, recipe.lora.targets, recipe.lora.layers)
     hidden = int(config["hidden_size"])
     head = len(spec.labels) * (hidden + base.is_encoder)  # an encoder's head has a bias
-    parameters = adapter_parameters(modules, recipe.lora.rank, head)
-    settings = recipe.training
-    steps = total_steps(train.rows, settings.batch_size, epochs=settings.epochs, steps=settings.steps)
-    seen = min(steps * settings.batch_size, steps / steps_per_epoch(train.rows, settings.batch_size) * train.rows)
+    lora, settings = recipe.lora, recipe.training
+    magnitudes = sum(out for out, _ in modules.values()) if lora.variant == "dora" else 0
+    parameters = adapter_parameters(modules, lora.rank, head + magnitudes, lora.rank_pattern)
+    # What PiSSA began with is published beside what came of it.
+    published = parameters + (
+        adapter_parameters(modules, lora.rank, 0, lora.rank_pattern) if lora.init == "pissa" else 0
+    )
+    batch = settings.batch_size if settings.batch_tokens is None else max(1, int(settings.batch_tokens / train.mean))
+    steps = total_steps(train.rows, batch, epochs=settings.epochs, steps=settings.steps)
+    seen = min(steps * batch, steps / steps_per_epoch(train.rows, batch) * train.rows)
     dtype = compute_dtype(settings.precision, "cpu")
     every = sum(rows * columns for rows, columns in adapted_modules(shapes, "all-linear", "all").values())
     vocabulary = int(config.get("vocab_size", 0)) * hidden if spec.kind == "generation" else 0
-    evaluations = max(1, steps // (settings.eval_every or steps_per_epoch(train.rows, settings.batch_size)))
+    evaluations = max(1, steps // (settings.eval_every or steps_per_epoch(train.rows, batch)))
     # Two operations a weight forward; backward two more for the input's gradient, and two for those that learn.
     operations = seen * (train.mean * (4 * every + 6 * parameters) + train.completion * 4 * vocabulary)
     if recipe.kind == "preference":  # what the base alone says of every row, once
@@ -137,10 +153,10 @@ def estimate(recipe: Recipe, base: Base, spec: TaskSpec, train: Lengths, validat
         steps=steps,
         tokens=round(seen * train.mean),
         longest_row=max(train.longest, validation.longest),
-        adapter_parameters=parameters,
-        adapter_bytes=4 * parameters + _TENSOR_HEADER * (2 * len(modules) + 1),
+        adapter_parameters=published,
+        adapter_bytes=4 * published + _TENSOR_HEADER * (2 * len(modules) + 1),
         precision=str(dtype).removeprefix("torch."),
-        peak_memory_bytes=_peak_memory(base, config, parameters, train, settings.batch_size, dtype.itemsize),
+        peak_memory_bytes=_peak_memory(base, config, parameters, train, batch, dtype.itemsize),
         seconds=steps * _STEP_SECONDS + operations / (_EFFICIENCY * matmul_rate(dtype, hidden)),
     )
 

@@ -121,7 +121,7 @@ def sweep(path: Path, overrides: Sequence[str], plan: Plan, registry: Registry, 
         raise ConfigError(f"{path}: a sweep compares settings on validation rows, and there are none")
     study, trials = _propose(plan)
     for trial in trials:  # a setting that no recipe takes is found before the first hour
-        load_recipe(path, [*overrides, *_as_overrides(trial.settings)])
+        load_recipe(path, [*overrides, *as_overrides(trial.settings)])
     order = _nested(prepared.splits.train, plan.seed)
     rows = tuple(dict.fromkeys(max(2, round(part * len(order))) for part in plan.budgets))
     folder = run_folder([prepared], cache_root() / "sweeps")
@@ -186,7 +186,7 @@ class _Runner:
     def _train(self, trials: Sequence[Trial], rows: int) -> None:
         jobs = []
         for trial in trials:
-            recipe = load_recipe(self._path, [*self._overrides, *_as_overrides(trial.settings)])
+            recipe = load_recipe(self._path, [*self._overrides, *as_overrides(trial.settings)])
             recipe = recipe.model_copy(update={"task": f"{recipe.task}-{trial.number}"})
             jobs.append(replace(self._prepared, recipe=recipe).job(self._order[:rows]))
         outcomes = self._trainer.train(jobs, self._progress)
@@ -280,7 +280,8 @@ def _nested(examples: Sequence[Example], seed: int) -> list[Example]:
     return [example for _, example in sorted(places, key=lambda pair: pair[0])]
 
 
-def _as_overrides(settings: Settings) -> list[str]:
+def as_overrides(settings: Settings) -> list[str]:
+    """Return settings as `--set` takes them."""
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 

@@ -7,7 +7,7 @@ layers there are. The pairs that the network multiplies with are views of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,12 +67,12 @@ class LearningAdapter:
     ) -> None:
         self.dropout = dropout
         self.generator = torch.Generator(device)
-        self._places: list[_Place] = []
+        self._places: dict[Site, _Place] = {}
         a = b = 0
         for stack in _by_stack(sites):
             low = 0
             for site in stack:
-                self._places.append(_Place(site, a, b, low))
+                self._places[site] = _Place(site, a, b, low)
                 a, b, low = a + site.rank * site.in_features, b + site.rank * site.out_features, low + site.rank
         wide = torch.promote_types(dtype, torch.float32)
         self.a = torch.zeros(a, dtype=wide, device=device)
@@ -90,12 +90,12 @@ class LearningAdapter:
     @property
     def sites(self) -> list[Site]:
         """The layers that have a pair."""
-        return [place.site for place in self._places]
+        return list(self._places)
 
     @property
     def lowest(self) -> int:
         """The lowest layer that has a pair."""
-        return min(place.site.layer for place in self._places)
+        return min(site.layer for site in self._places)
 
     def parameters(self) -> dict[str, Tensor]:
         """Return what learns, by name."""
@@ -106,11 +106,11 @@ class LearningAdapter:
         """Draw A and the head anew as PEFT and transformers do (B is zero), and seed dropout."""
         drawn = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for place in self._places:
+            for site in self._places:
                 # kaiming_uniform with a = sqrt(5), as torch's linear layers have it.
-                bound = 1 / math.sqrt(place.site.in_features)
-                a = torch.rand(place.site.rank, place.site.in_features, generator=drawn, dtype=torch.float64)
-                self.a_of(place.site).copy_((2 * a - 1) * bound)
+                bound = 1 / math.sqrt(site.in_features)
+                a = torch.rand(site.rank, site.in_features, generator=drawn, dtype=torch.float64)
+                self.a_of(site).copy_((2 * a - 1) * bound)
             self.b.zero_()
             if self.head is not None:
                 self.head.copy_(head_std * torch.randn(self.head.shape, generator=drawn, dtype=torch.float64))
@@ -119,13 +119,13 @@ class LearningAdapter:
 
     def a_of(self, site: Site) -> Tensor:
         """Return A [rank, in] of a site: a view that can be written to, without gradient."""
-        place = self._place(site)
+        place = self._places[site]
         flat = self.a.detach()[place.a : place.a + site.rank * site.in_features]
         return flat.view(site.rank, site.in_features)
 
     def b_of(self, site: Site) -> Tensor:
         """Return B [out, rank] of a site: a view that can be written to, without gradient; it lies transposed."""
-        place = self._place(site)
+        place = self._places[site]
         flat = self.b.detach()[place.b : place.b + site.rank * site.out_features]
         return flat.view(site.rank, site.out_features).T
 
@@ -177,21 +177,18 @@ class LearningAdapter:
         `root` is what stands before a module's name ("model."), `head` the name of the head.
         """
         found = {}
-        for place in self._places:
-            name = f"{_PREFIX}{root}{place.site.module}"
-            found[f"{name}.lora_A.weight"] = self.a_of(place.site)
-            found[f"{name}.lora_B.weight"] = self.b_of(place.site)
+        for site in self._places:
+            name = f"{_PREFIX}{root}{site.module}"
+            found[f"{name}.lora_A.weight"] = self.a_of(site)
+            found[f"{name}.lora_B.weight"] = self.b_of(site)
         if self.head is not None:
             found[f"{_PREFIX}{head}.weight"] = self.head.detach()
         return found
 
-    def _place(self, site: Site) -> _Place:
-        return next(place for place in self._places if place.site == site)
-
     def _make_pairs(self) -> dict[tuple[int, int], StackPairs]:
         (a, b), (grad_a, grad_b) = self._computed, self._gradients
         found = {}
-        for key, places in _grouped(self._places).items():
+        for key, places in _grouped(self._places.values()).items():
             first, last = places[0], places[-1]
             width = first.site.in_features
             rows = slice(first.a, last.a + last.site.rank * width)
@@ -227,7 +224,7 @@ def _by_stack(sites: Sequence[Site]) -> list[list[Site]]:
     return list(found.values())
 
 
-def _grouped(places: Sequence[_Place]) -> dict[tuple[int, int], list[_Place]]:
+def _grouped(places: Iterable[_Place]) -> dict[tuple[int, int], list[_Place]]:
     found: dict[tuple[int, int], list[_Place]] = {}
     for place in places:
         found.setdefault((place.site.layer, place.site.stack), []).append(place)

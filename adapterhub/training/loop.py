@@ -92,7 +92,10 @@ class Loop:
                 self._keep(partial(Keeper.end, run=run.name))
         for run in self.runs:
             if run.name not in self.failed:
-                self._guarded(run, run.finish)
+                try:
+                    run.finish()
+                except TrainingError as error:
+                    self._give_up(run, error)
 
     def _advance(self, active: Sequence[Run]) -> None:
         """Take one step of each run."""
@@ -126,9 +129,8 @@ class Loop:
             work()
         except TrainingError as error:
             run.learner.clear()
-            if run.slowed or run.done:
-                self.failed[run.name] = error
-                self._progress.stage(f"{run.name}: {error}")
+            if run.slowed:
+                self._give_up(run, error)
                 return
             good = self._good[run.name]
             run.restore(good)
@@ -137,6 +139,10 @@ class Loop:
                 f"{run.name}: {error}. Going back to step {run.step}, once, with a third of the learning rate"
             )
             self._keep(partial(Keeper.rewind, run=run.name, step=run.step))
+
+    def _give_up(self, run: Run, error: TrainingError) -> None:
+        self.failed[run.name] = error
+        self._progress.stage(f"{run.name}: {error}")
 
     def _keep(self, write: Callable[[Keeper], None]) -> None:
         """Write to journals; a full disk is told once, and training goes on."""
@@ -187,7 +193,9 @@ class Loop:
         )
 
     def _take_snapshots(self) -> None:
-        self._good = {run.name: run.snapshot() for run in self.runs if run.name not in self.failed}
+        """Take a snapshot of each run that is sound; of the others the last good one stays."""
+        going = [run for run in self.runs if run.name not in self.failed]
+        self._good = {run.name: run.snapshot() if run.sound else self._good[run.name] for run in going}
 
     def _write_is_due(self) -> bool:
         """Say whether it is time; the first process decides for all, since all take part and their clocks differ."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+
+from .schedule import total_steps
 
 # Where rows are padded they are sorted by length within so many batches: enough to leave little padding, few enough to
 # keep an epoch random.
@@ -45,13 +46,13 @@ class Order:
 
     def steps(self, *, epochs: float | None, steps: int | None) -> int:
         """Return how many steps a training has: `steps` where given, else what `epochs` (or a fraction) comes to."""
-        if steps is not None:
-            return steps
+        if steps is not None or self._tokens is None:
+            return total_steps(len(self._lengths), self._size, epochs=epochs, steps=steps)
         assert epochs is not None, "a recipe gives epochs or steps"
+        # How many batches hold an epoch's tokens depends on how its rows fall together.
         whole = sum(len(self._batches(epoch)) for epoch in range(int(epochs)))
         rest = epochs - int(epochs)
-        # 1.1 * 10 is a little more than 11 in floating point.
-        return max(1, whole + (math.ceil(rest * len(self._batches(int(epochs))) - 1e-9) if rest else 0))
+        return whole + (total_steps(len(self._batches(int(epochs))), 1, epochs=rest, steps=None) if rest else 0)
 
     @property
     def steps_an_epoch(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterhub.base.llama import LayerWeights, NormWeights, check_trainable, let_go, read_angles, read_layer, read_norm
+from adapterhub.base.llama import LayerWeights, NormWeights, is_trainable, let_go, read_angles, read_layer, read_norm
 from adapterhub.lora.learning import StackPairs
 from adapterhub.native.attention import AttentionShape, attention_backward, attention_forward
 from adapterhub.native.gated import swiglu, swiglu_backward
@@ -88,7 +88,8 @@ class PackedDecoder:
 
     def __init__(self, model: Any) -> None:
         config, backbone = model.config, model.base_model
-        check_trainable(config)
+        if not is_trainable(config):
+            raise ValueError(f"bases of type {config.model_type!r} like this one have no packed backward")
         self.embedding: Tensor = backbone.embed_tokens.weight.data
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self._cos, self._sin = read_angles(backbone, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ class Run:
 
     @property
     def due(self) -> bool:
-        """Whether validation comes before the next step."""
+        """Whether validation comes now, after the last step and before the next."""
         return bool(self.validation) and (self.step % self._every == 0 or self.step == self.steps)
 
     def batch(self) -> list[Row]:
@@ -125,7 +126,11 @@ class Run:
         return self.settings.learning_rate * factor * SLOWER**self.slowed
 
     def apply(self, loss: float, batch: Sequence[Row], seconds: float) -> StepReport:
-        """Take the optimiser step that the learner's gradients call for; raises TrainingError where it breaks down."""
+        """Take the optimiser step that the learner's gradients call for; raises TrainingError where it breaks down.
+
+        `seconds` are what the gradients took; the step's own are added.
+        """
+        started = time.perf_counter()
         self._check(loss)
         parameters = list(self.learner.parameters().values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
@@ -137,9 +142,9 @@ class Run:
         self.learner.clear()
         self.learner.refresh()
         self.step += 1
-        self.speed.seconds += seconds
+        self.speed.seconds += seconds + time.perf_counter() - started
         self.speed.examples += len(batch)
-        self.speed.tokens += sum(len(each.ids) for row in batch for each in row.sequences)
+        self.speed.tokens += sum(row.tokens for row in batch)
         return StepReport(
             step=self.step,
             steps=self.steps,
@@ -181,6 +186,11 @@ class Run:
                     "set a lower training.learning_rate"
                 )
         self.learner.refresh()
+
+    @property
+    def sound(self) -> bool:
+        """Whether all parameters are finite: weights can go bad a step before the loss shows it."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.learner.parameters().values())
 
     def snapshot(self) -> Snapshot:
         """Return a copy of everything that changes from step to step."""

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from adapterhub.base.llama import check_trainable
-from adapterhub.base.load import compute_dtype, load_config, load_hidden_size, load_tokenizer
+from adapterhub.base.llama import is_trainable
+from adapterhub.base.load import compute_dtype, load_config, load_tokenizer
 from adapterhub.base.record import Base
 from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.folders import cache_root
@@ -98,9 +98,10 @@ class Trainer:
                 f"the tracker {tracker!r} cannot be used ({error}); install its package, or name another that "
                 "accelerate knows, such as tensorboard"
             ) from error
-        device, dtype = self.accelerator.device, compute_dtype(precision, self.accelerator.device.type)
-        fit_threads(load_hidden_size(base), dtype, device)
+        config, device = load_config(base), self.accelerator.device
+        fit_threads(int(config.hidden_size), compute_dtype(precision, device.type), device)
         self._base, self._precision, self._tracker = base, precision, tracker
+        self._packs = is_trainable(config)
         self._lean: LeanNetwork | None = None
         self._trunks: dict[int, Trunk] = {}
 
@@ -157,20 +158,14 @@ class Trainer:
             if self.accelerator.num_processes > 1:
                 raise UsageError(
                     "an embedding learns from all rows of a batch at once, so it is trained in one process; "
-                    "start adapterhub train itself, not through accelerate launch or torchrun"
+                    "start adapterhub train itself, not through torchrun or accelerate launch"
                 )
         train = weigh_classes(train, job.recipe.training.class_weights, job.spec.labels)
         return _Ready(job, train, validation, int(tokenizer.pad_token_id))
 
     def _is_lean(self, job: TrainingJob) -> bool:
         """Say whether the packed decoder computes a job; DoRA's norms change with every step, which is left to PEFT."""
-        if job.recipe.lora.variant == "dora":
-            return False
-        try:
-            check_trainable(load_config(job.base))
-        except ValueError:
-            return False
-        return True
+        return self._packs and job.recipe.lora.variant != "dora"
 
     def _together(
         self, group: Sequence[_Ready], progress: Progress, keeper: Keeper | None, *, resume: bool

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _INDEX = np.dtype([("key", "V16"), ("start", "<u8"), ("tokens", "<u4")])
 _SHARD_TOKENS, _LINE_TOKENS = 65_536, 1024
 # Shards of least recent use go when all of them together take more.
 _MOST_BYTES = 8 << 30
+# A file that nobody has finished for so long is not being written any more.
+_LEFT_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class Trunk:
 
     def _make_room(self) -> None:
         """Remove the shards used longest ago while all trunks together take too much; those in use stay readable."""
+        self._sweep_up()
         found = []
         for index in self.root.glob("*/*.index"):
             with suppress(FileNotFoundError):  # another process makes room as well
@@ -161,6 +165,14 @@ class Trunk:
             index.unlink(missing_ok=True)
             index.with_suffix(".states").unlink(missing_ok=True)
             over -= size
+
+    def _sweep_up(self) -> None:
+        """Remove what killed processes left: states without an index, and files that were never renamed."""
+        whole = {index.with_suffix("") for index in self.root.glob("*/*.index")}
+        for file in (*self.root.glob("*/*.states"), *self.root.glob("*/.*")):
+            with suppress(FileNotFoundError):
+                if file.with_suffix("") not in whole and time.time() - file.stat().st_mtime > _LEFT_SECONDS:
+                    file.unlink()
 
 
 def fits_on_disk(root: Path, needed: int) -> bool:

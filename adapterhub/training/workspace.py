@@ -26,8 +26,3 @@ class Workspace:
             buffer = torch.empty(size + size // 8, dtype=self._dtype, device=self._device)
             self._buffers[name] = buffer
         return buffer[:size].view(shape)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(each.numel() * each.element_size() for each in self._buffers.values())

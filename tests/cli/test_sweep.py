@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from adapterhub.cli.main import run
+from adapterhub.recipe import load_recipe
 from tests.pipeline.toys import write_recipe
 
 
@@ -32,6 +34,16 @@ def test_a_sweep_says_what_was_best_and_how_to_train_it(tmp_path: Path, capsys: 
     assert f"--set training.learning_rate={record['best']['training.learning_rate']}" in err
     assert "rank correlation between 40 and 80 rows" in err
     assert "40 rows" in err
+
+
+def test_what_is_best_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path, training={"epochs": 1, "batch_size": 16})
+    asked = (path, "--registry", tmp_path / "r", "--grid", "lora.targets=[q_proj, v_proj],[down_proj]")
+    assert command(*asked, "--budgets", "0.2") == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("best: "))
+    words = shlex.split(line.removeprefix("best: "))
+    assert words[:4] == ["adapterhub", "train", str(path), "--set"]
+    assert load_recipe(path, [words[4]]).lora.targets in {("q_proj", "v_proj"), ("down_proj",)}
 
 
 @pytest.mark.parametrize(

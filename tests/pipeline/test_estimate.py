@@ -71,6 +71,8 @@ def test_targets_and_layers_choose_modules(tmp_path: Path) -> None:
         "model.layers.2.mlp.down_proj.weight": (32, 48),
     }
     assert adapter_parameters(modules, 2) == 2 * (64 + 80)
+    assert adapter_parameters(modules, 2, ranks={"down_proj": 3}) == 2 * 64 + 3 * 80
+    assert adapter_parameters(modules, 2, ranks={"proj": 9, "layers.2.mlp.down_proj": 3}) == 2 * 64 + 3 * 80
 
 
 @pytest.mark.parametrize(
