@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from adapterhub.errors import UsageError
+from adapterhub.errors import ConfigError, UsageError
+from adapterhub.recipe import parse_yaml
 
 Settings = dict[str, Any]
 _RANGE = re.compile(r"(?P<low>[-+.\deE]+)\.\.(?P<high>[-+.\deE]+)(?::(?P<scale>log|int|int-log))?")
@@ -87,25 +86,14 @@ class Space:
 
 
 def _values(option: str, text: str, values: str) -> Sequence[Any]:
+    # As in a recipe: a list is what YAML makes of it, and [q_proj, v_proj] may be one of the values.
     try:
-        # As in a recipe: a list is what YAML makes of it, and [q_proj, v_proj] may be one of the values.
-        found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError as error:
-        raise UsageError(f"{option} {text}: the values are no list ({error})") from error
-    plain = [_number(value) for value in found]
-    if len(plain) != len({repr(value) for value in plain}):
+        found: list[Any] = parse_yaml(f"[{values}]", f"{option} {text}")
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    if len(found) != len({repr(value) for value in found}):
         raise UsageError(f"{option} {text}: a value is given twice")
-    return plain
-
-
-def _number(value: Any) -> Any:
-    """Return 1e-3, which YAML 1.1 takes for text, as the number it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return found
 
 
 def _range(option: str, text: str, found: re.Match[str]) -> Range:

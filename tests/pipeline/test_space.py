@@ -55,7 +55,7 @@ def test_what_is_drawn_lies_in_its_range_and_is_printed_as_it_is() -> None:
         ([], ["lora.alpha=8..4"], "a range that rises"),
         ([], ["lora.alpha=0..4:log"], "above zero"),
         ([], ["lora.alpha=-..4"], "expected numbers"),
-        (["lora.targets=[a"], [], "no list"),
+        (["lora.targets=[a"], [], "not valid YAML"),
     ],
 )
 def test_what_is_no_space_is_refused(grid: list[str], search: list[str], said: str) -> None:
