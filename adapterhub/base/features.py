@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapterhub.data.task import TaskSpec
+from adapterhub.data.task import FEATURE_POOLINGS, FeaturePooling, TaskSpec
 from adapterhub.data.tokens import check_length, encode_input
 from adapterhub.errors import BaseError, InvalidRequest
 
 from .load import load_backbone, load_tokenizer
 from .record import Base
-
-FeaturePooling = Literal["mean", "last", "cls"]
-FEATURE_POOLINGS: tuple[FeaturePooling, ...] = ("mean", "last", "cls")
 
 # What sentence-transformers calls them, in the file that says how a sentence encoder pools.
 _SENTENCE_CONFIG = "1_Pooling/config.json"

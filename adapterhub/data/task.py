@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Kind = Literal["classification", "multilabel", "generation", "embedding"]
 KINDS: tuple[Kind, ...] = ("classification", "multilabel", "generation", "embedding")
 Pooling = Literal["last", "pooler", "cls", "mean"]
+# How hidden states become a text's vector: their mean, the last, or the first.
+FeaturePooling = Literal["mean", "last", "cls"]
+FEATURE_POOLINGS: tuple[FeaturePooling, ...] = ("mean", "last", "cls")
 
 
 def task_kind(kind: recipe.Kind) -> Kind:

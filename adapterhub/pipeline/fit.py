@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.base.source import Base
-from adapterhub.data.task import TaskSpec
+from adapterhub.data.task import FEATURE_POOLINGS, TaskSpec
 from adapterhub.errors import AdapterError, BaseError, CorruptAdapter
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _PREFIX, _A = "base_model.model.", ".lora_A.weight"
 # The tensor whose rows are the labels, by the kind of head.
 _HEAD_OUTPUTS = ("score.weight", "classifier.out_proj.weight", "classifier.weight")
-EMBEDDING_POOLINGS = ("mean", "last", "cls")
 _HEADS = {
     "last": ("score.weight",),
     "pooler": ("classifier.weight",),
@@ -44,9 +43,9 @@ def count_classes(weights: LoraWeights) -> int | None:
 def check_head_names(weights: LoraWeights, spec: TaskSpec) -> None:
     """Raise CorruptAdapter where the head is not the one that the task's kind and pooling ask for."""
     if spec.kind == "embedding":
-        if weights.head or spec.labels or spec.pooling not in EMBEDDING_POOLINGS:
+        if weights.head or spec.labels or spec.pooling not in FEATURE_POOLINGS:
             raise CorruptAdapter(
-                f"an embedding task has no head, no labels, and one of the poolings {', '.join(EMBEDDING_POOLINGS)}; "
+                f"an embedding task has no head, no labels, and one of the poolings {', '.join(FEATURE_POOLINGS)}; "
                 f"this one has {', '.join(sorted(weights.head)) or 'no head'}, {len(spec.labels)} labels and pooling "
                 f"{spec.pooling!r}"
             )

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adapterhub.base.features import FEATURE_POOLINGS
-from adapterhub.data.task import TaskSpec
+from adapterhub.data.task import FEATURE_POOLINGS, TaskSpec
 from adapterhub.engine.heads import REQUIRED, label_count
 from adapterhub.engine.request import Adapter
 from adapterhub.errors import BaseMismatch, CorruptAdapter, FileMissing

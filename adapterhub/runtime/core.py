@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from adapterhub.base.features import FEATURE_POOLINGS, check_pooling, default_pooling
+from adapterhub.base.features import check_pooling, default_pooling
 from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size, load_tokenizer
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
-from adapterhub.data.task import PromptSpec, TaskSpec, a_task
+from adapterhub.data.task import FEATURE_POOLINGS, PromptSpec, TaskSpec, a_task
 from adapterhub.data.tokens import check_length, encode_completion, encode_continuation, encode_input
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.loop import EngineLoop

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapterhub.base.features import FEATURE_POOLINGS, pool
+from adapterhub.base.features import pool
+from adapterhub.data.task import FEATURE_POOLINGS
 from adapterhub.training.contrast import contrastive_losses, recall_at_1
 from adapterhub.training.objectives import Embedding, objective_for
 from adapterhub.training.parts import Limits, accumulate, outputs_of, parts_of
