@@ -193,9 +193,12 @@ class Loop:
         )
 
     def _take_snapshots(self) -> None:
-        """Take a snapshot of each run that is sound; of the others the last good one stays."""
+        """Take a snapshot of each run that is sound; of the others the last good one stays, or the first of all."""
         going = [run for run in self.runs if run.name not in self.failed]
-        self._good = {run.name: run.snapshot() if run.sound else self._good[run.name] for run in going}
+        self._good = {
+            run.name: run.snapshot() if run.sound or run.name not in self._good else self._good[run.name]
+            for run in going
+        }
 
     def _write_is_due(self) -> bool:
         """Say whether it is time; the first process decides for all, since all take part and their clocks differ."""

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub import recipe
 from adapterhub.data import task
 from adapterhub.data.task import (
     KINDS,
@@ -21,6 +20,7 @@ from adapterhub.data.task import (
     TaskSpec,
 )
 from adapterhub.errors import CorruptAdapter
+from adapterhub.recipe import values
 
 prompts = st.builds(
     PromptSpec,
@@ -128,7 +128,7 @@ def test_each_kind_has_the_calibration_it_can_have() -> None:
 
 def test_recipes_and_tasks_have_the_same_bounds() -> None:
     for name in ("LEAST_TEMPERATURE", "MOST_TEMPERATURE"):
-        assert getattr(recipe, name) == getattr(task, name)
+        assert getattr(values, name) == getattr(task, name)
 
 
 def calibrated_text(calibration: Any, kind: str = "classification") -> str:

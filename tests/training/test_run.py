@@ -211,8 +211,10 @@ def test_gradients_are_clipped_and_the_report_tells_what_they_were() -> None:
     assert report.gradient_norm == pytest.approx(2.0 * math.sqrt(6))
     assert (report.step, report.steps, report.loss) == (1, 60, 1.5)
     assert report.epoch == pytest.approx(1 / 3)
-    assert report.examples_per_second == 8.0
-    assert report.seconds_left == pytest.approx(0.5 * 59)
+    # The optimiser's own time counts too.
+    assert run.speed.seconds > 0.5
+    assert report.examples_per_second == 4 / run.speed.seconds
+    assert report.seconds_left == pytest.approx(run.speed.seconds * 59)
     assert all(not p.grad.any() for p in run.learner.parameters().values() if p.grad is not None)
     assert run.learner.refreshed == 1  # type: ignore[attr-defined]
 
@@ -240,9 +242,14 @@ def test_a_run_goes_on_from_a_snapshot_as_it_would_have() -> None:
         assert other.batch() == run_at(13).batch()
         assert lived(other, 14) == after
         found = other.snapshot()
-        assert found.values == end.values
+        assert untimed(found.values) == untimed(end.values)
         assert found.tensors.keys() == end.tensors.keys()
         assert all(torch.equal(found.tensors[name], tensor) for name, tensor in end.tensors.items())
+
+
+def untimed(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the seconds, which differ each time."""
+    return {**values, "speed": values["speed"][:2]}
 
 
 def run_at(number: int) -> Run:

@@ -226,7 +226,7 @@ def test_targets_the_base_does_not_have_are_refused(tmp_path: Path, llama: Any) 
 def test_an_embedding_is_refused_several_processes(tmp_path: Path, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     rows = [example(f"f:{n}", text=f"t{n}", positive=f"p{n}") for n in range(8)]
-    with pytest.raises(UsageError, match=r"an embedding .* one process; .*not through accelerate launch"):
+    with pytest.raises(UsageError, match=r"an embedding .* one process; .*not through torchrun"):
         train_adapter(make_job(llama, rows, kind="embedding"), tmp_path / "out", Recorder())
 
 
