@@ -1,7 +1,7 @@
 """What the loop asks of an adapter that learns and of the network it learns on; two networks answer it.
 
-`lean.py` is the packed decoder of the Llama family, where many adapters learn at once; `general.py` is PEFT on any
-other transformers model, one adapter at a time, and the reference of the first.
+`packed/` is the Llama family, where many adapters learn at once; `general.py` is PEFT on any other transformers model,
+one adapter at a time, and the reference of the first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ has the gradient of the whole. Where a row's loss depends on the other rows (`jo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from torch.nn import functional
 from adapterhub.recipe import Kind, Training
 
 from .contrast import contrastive_losses, recall_at_1, unit
-from .line import Reads
 from .preference import margins, preference_losses
 from .rows import FIRST, Batch
+
+Reads = Literal["last", "answers", "all"]
+"""Which states a task reads: each sequence's last, those that foretell a completion's tokens, or all."""
 
 
 class View(Protocol):

@@ -25,15 +25,15 @@ from .begin import Principal, begin_at
 from .general import GeneralNetwork, PeftLearner, begin_at_principal, build_learner
 from .job import Progress, TrainingJob, TrainingResult
 from .keeper import CHECKPOINTS, Keeper
-from .lean import LeanLearner, LeanNetwork, lean_learner
 from .learner import Learner, Network
 from .loop import Loop
 from .machine import fit_threads, peak_memory_bytes
 from .objectives import objective_for
+from .packed.network import PackedLearner, PackedNetwork, packed_learner
+from .packed.trunk import Trunk, fits_on_disk
 from .probe import Probe, probe, probe_rows, probe_validation
 from .rows import Row, encode_rows, weigh_classes
 from .run import Run
-from .trunk import Trunk, fits_on_disk
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class Trainer:
         fit_threads(int(config.hidden_size), compute_dtype(precision, device.type), device)
         self._base, self._precision, self._tracker = base, precision, tracker
         self._packs = is_trainable(config)
-        self._lean: LeanNetwork | None = None
+        self._packed: PackedNetwork | None = None
         self._trunks: dict[int, Trunk] = {}
 
     def close(self) -> None:
         """Let go of the base, and end the tracker."""
-        self._lean = None
+        self._packed = None
         self._trunks.clear()
         if self._tracker is not None:
             self.accelerator.end_training()
@@ -135,7 +135,7 @@ class Trainer:
                 ready[i] = self._encoded(job)
             except AdapterHubError as error:
                 found[i] = error
-        together = [i for i, each in ready.items() if self._is_lean(each.job)]
+        together = [i for i, each in ready.items() if self._is_packed(each.job)]
         groups = [together] if together else []
         groups += [[i] for i in ready if i not in together]
         for group in groups:
@@ -163,7 +163,7 @@ class Trainer:
         train = weigh_classes(train, job.recipe.training.class_weights, job.spec.labels)
         return _Ready(job, train, validation, int(tokenizer.pad_token_id))
 
-    def _is_lean(self, job: TrainingJob) -> bool:
+    def _is_packed(self, job: TrainingJob) -> bool:
         """Say whether the packed decoder computes a job; DoRA's norms change with every step, which is left to PEFT."""
         return self._packs and job.recipe.lora.variant != "dora"
 
@@ -197,11 +197,11 @@ class Trainer:
 
     def _start(self, ready: _Ready, progress: Progress) -> tuple[Network, _Started]:
         job, recipe = ready.job, ready.job.recipe
-        network: LeanNetwork | GeneralNetwork
-        learner: LeanLearner | PeftLearner
+        network: PackedNetwork | GeneralNetwork
+        learner: PackedLearner | PeftLearner
         principal = None
-        if self._is_lean(job):
-            network = self._lean_network(job)
+        if self._is_packed(job):
+            network = self._packed_network(job)
             learner = network.learner(job)
             if recipe.lora.init == "pissa":
                 progress.stage(f"{recipe.task}: the principal components of {len(learner.adapter.sites)} weights")
@@ -228,10 +228,10 @@ class Trainer:
         run = Run(recipe.task, learner, objective, train, validation, recipe.training, pads=network.pads)
         return network, _Started(run, ready, principal)
 
-    def _lean_network(self, job: TrainingJob) -> LeanNetwork:
-        if self._lean is None:
-            self._lean = LeanNetwork(job.base, self._precision, self.accelerator.device)
-        return self._lean
+    def _packed_network(self, job: TrainingJob) -> PackedNetwork:
+        if self._packed is None:
+            self._packed = PackedNetwork(job.base, self._precision, self.accelerator.device)
+        return self._packed
 
     def probe(self, job: TrainingJob, progress: Progress) -> Probe:
         """Take a few steps of a job and return what all of it will take. Raises as training does."""
@@ -257,7 +257,7 @@ class Trainer:
             return
         sequences = _sequences([*run.train, *run.validation])
         if not fits_on_disk(trunk.root, trunk.bytes_of(trunk.tokens_missing(sequences))):
-            lean_learner(run.learner).trunk = None
+            packed_learner(run.learner).trunk = None
             progress.stage(
                 f"{run.name}: no room on the disk to keep what the {trunk.depth} layers below make of the rows"
             )
@@ -268,7 +268,7 @@ class Trainer:
                 tokens = trunk.fill(sequences)
             except OSError as error:
                 tokens = 0
-                lean_learner(run.learner).trunk = None
+                packed_learner(run.learner).trunk = None
                 progress.stage(
                     f"{run.name}: what the {trunk.depth} layers below make of the rows cannot be kept "
                     f"({error.strerror or error}), so every step computes it anew"
@@ -285,9 +285,9 @@ class Trainer:
 
         Runs whose adapters begin at the same layer have the same, so that one line can hold the rows of both.
         """
-        if not isinstance(network, LeanNetwork):
+        if not isinstance(network, PackedNetwork):
             return None
-        learner = lean_learner(run.learner)
+        learner = packed_learner(run.learner)
         if learner.first == 0:
             return None
         if learner.first not in self._trunks:
@@ -343,7 +343,7 @@ def _sequences(rows: Sequence[Row]) -> list[tuple[int, ...]]:
     return [each.ids for row in rows for each in row.sequences]
 
 
-def _with_references(network: LeanNetwork | GeneralNetwork, learner: Learner, rows: Sequence[Row]) -> list[Row]:
+def _with_references(network: PackedNetwork | GeneralNetwork, learner: Learner, rows: Sequence[Row]) -> list[Row]:
     """Return preferences, each sequence with the log-probability that the base alone gives its completion."""
     found = []
     for row, (chosen, rejected) in zip(rows, network.bare_logprobs(learner, rows), strict=True):

@@ -19,4 +19,4 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the packed decoder compute in float64."""
     import torch
 
-    monkeypatch.setattr("adapterhub.training.lean.compute_dtype", lambda precision, device: torch.float64)
+    monkeypatch.setattr("adapterhub.training.packed.network.compute_dtype", lambda precision, device: torch.float64)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from adapterhub.training.general import GeneralNetwork, PeftLearner, build_learner
 from adapterhub.training.job import TrainingJob
-from adapterhub.training.lean import LeanLearner, LeanNetwork
 from adapterhub.training.learner import Turn
 from adapterhub.training.objectives import Objective
+from adapterhub.training.packed.network import PackedLearner, PackedNetwork
 from adapterhub.training.rows import Row, batch_of
 from tests.training.jobs import COLOURS, make_job, tiny_base, toy_rows
 
@@ -49,7 +49,7 @@ def job_of(folder: Path, kind: str, family: str = "llama", **changes: Any) -> Tr
     return replace(job, recipe=job.recipe.model_copy(update={"kind": kind}))
 
 
-def randomised(learner: LeanLearner | PeftLearner, other: LeanLearner | PeftLearner | None = None) -> None:
+def randomised(learner: PackedLearner | PeftLearner, other: PackedLearner | PeftLearner | None = None) -> None:
     """Give a learner weights that do something, or another's."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -60,8 +60,8 @@ def randomised(learner: LeanLearner | PeftLearner, other: LeanLearner | PeftLear
     learner.refresh()
 
 
-def lean_of(job: TrainingJob) -> tuple[LeanNetwork, LeanLearner]:
-    network = LeanNetwork(job.base, "float32", CPU)
+def packed_of(job: TrainingJob) -> tuple[PackedNetwork, PackedLearner]:
+    network = PackedNetwork(job.base, "float32", CPU)
     return network, network.learner(job)
 
 
@@ -82,7 +82,7 @@ def peft_gradients(learner: PeftLearner) -> dict[str, Tensor]:
     }
 
 
-def lean_gradients(learner: LeanLearner) -> dict[str, Tensor]:
+def packed_gradients(learner: PackedLearner) -> dict[str, Tensor]:
     """The gradients under PEFT's names, read by exchanging parameters and gradients."""
     adapter = learner.adapter
     kept = {name: (p.detach().clone(), p.grad.clone()) for name, p in adapter.parameters().items()}

@@ -25,7 +25,7 @@ from adapterhub.training.job import TrainingJob
 from adapterhub.training.objectives import objective_for
 from adapterhub.training.train import Trained, Trainer, train_adapter
 from tests.training.jobs import COLOURS, Recorder, make_job, tiny_base, toy_rows
-from tests.training.networks import job_of, lean_of, peft_of, rows_of
+from tests.training.networks import job_of, packed_of, peft_of, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by PEFT
 
@@ -39,7 +39,7 @@ def written(folder: Path, base: Any, **changes: Any) -> Path:
 
 def of(job: TrainingJob) -> tuple[Any, Any]:
     """The network that trains a job, and a fresh learner."""
-    return lean_of(job) if Trainer(job.base)._is_lean(job) else peft_of(job)
+    return packed_of(job) if Trainer(job.base)._is_packed(job) else peft_of(job)
 
 
 def logits_of(network: Any, learner: Any, kind: str = "classification") -> list[float]:
@@ -70,7 +70,7 @@ def test_labels_are_matched_by_name_and_new_ones_stay_fresh(tmp_path: Path) -> N
     folder = written(tmp_path / "first", base)
     head = read_tensors(folder)["base_model.model.score.weight"]
     labels = ("green", "red", "blue")
-    _, learner = lean_of(make_job(base, toy_rows(4), labels=labels))
+    _, learner = packed_of(make_job(base, toy_rows(4), labels=labels))
     before = learner.adapter.head.detach().clone()  # type: ignore[union-attr]
     begin_at(learner, labels, folder)
     after = learner.adapter.head.detach()  # type: ignore[union-attr]
@@ -82,7 +82,7 @@ def test_labels_are_matched_by_name_and_new_ones_stay_fresh(tmp_path: Path) -> N
 def test_an_adapter_of_one_kind_begins_another_without_its_head(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     folder = written(tmp_path / "first", base)
-    _, learner = lean_of(job_of(tmp_path, "generation"))
+    _, learner = packed_of(job_of(tmp_path, "generation"))
     begin_at(learner, (), folder)
     given = read_tensors(folder)
     assert all(torch.equal(tensor, given[name]) for name, tensor in learner.saved().items())
@@ -91,7 +91,7 @@ def test_an_adapter_of_one_kind_begins_another_without_its_head(tmp_path: Path) 
 def test_layers_that_the_other_has_not_stay_fresh(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     folder = written(tmp_path / "first", base, lora={"rank": 8, "layers": "top-1"})
-    _, learner = lean_of(make_job(base, toy_rows(4)))
+    _, learner = packed_of(make_job(base, toy_rows(4)))
     before = {name: tensor.clone() for name, tensor in learner.saved().items()}
     begin_at(learner, COLOURS, folder)
     given = read_tensors(folder)
@@ -104,11 +104,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
     folder = written(tmp_path / "first", base, lora={"rank": 4})
     with pytest.raises(ConfigError, match=r"init: .*q_proj.*lora_A.* is \[4, 32\] .* \[8, 32\] .*the same lora\.rank"):
-        begin_at(lean_of(make_job(base, toy_rows(4), lora={"rank": 8}))[1], COLOURS, folder)
+        begin_at(packed_of(make_job(base, toy_rows(4), lora={"rank": 8}))[1], COLOURS, folder)
     with pytest.raises(ConfigError, match=r"init: .* has no magnitudes \(DoRA\), this one not|init: .*DoRA"):
         begin_at(peft_of(make_job(base, toy_rows(4), lora={"rank": 4, "variant": "dora"}))[1], COLOURS, folder)
     one = written(tmp_path / "one", base, lora={"rank": 4, "targets": ["q_proj"]})
-    _, other = lean_of(make_job(base, toy_rows(4), labels=("x", "y"), lora={"rank": 4, "targets": ["v_proj"]}))
+    _, other = packed_of(make_job(base, toy_rows(4), labels=("x", "y"), lora={"rank": 4, "targets": ["v_proj"]}))
     with pytest.raises(ConfigError, match="no module in common"):
         begin_at(other, ("x", "y"), one)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapterhub.training.logprobs import CHUNK, plain_token_logprobs, token_logprobs
+from adapterhub.training.packed.logprobs import CHUNK, plain_token_logprobs, token_logprobs
 
 HIDDEN, VOCABULARY = 8, 31
 
@@ -69,7 +69,7 @@ def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
 def test_chunks_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     states, output, offset, tokens = given(20, torch.float64, bias=True)
     whole = token_logprobs(states, output, offset, tokens)
-    monkeypatch.setattr("adapterhub.training.logprobs.CHUNK", 3)
+    monkeypatch.setattr("adapterhub.training.packed.logprobs.CHUNK", 3)
     torch.testing.assert_close(token_logprobs(states, output, offset, tokens), whole, rtol=0, atol=1e-12)
     states[4] = torch.nan
     broken = token_logprobs(states, output, offset, tokens)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from adapterhub.native.layout import Layout
+from adapterhub.training.objectives import Reads
+from adapterhub.training.rows import Row
 
 from .prefixes import plant
-from .rows import Row
-
-Reads = Literal["last", "answers", "all"]
-"""Which states a task reads: each sequence's last, those that foretell a completion's tokens, or all."""
 
 
 @dataclass(frozen=True)

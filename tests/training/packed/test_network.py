@@ -15,8 +15,8 @@ from torch import Tensor
 from adapterhub.base.record import Base
 from adapterhub.errors import ConfigError
 from adapterhub.training.job import TrainingJob
-from adapterhub.training.lean import LINE_TOKENS, LeanNetwork, _cut, _parts
 from adapterhub.training.objectives import objective_for
+from adapterhub.training.packed.network import LINE_TOKENS, PackedNetwork, _cut, _parts
 from adapterhub.training.rows import Row
 from adapterhub.training.train import Trained, Trainer
 from tests.training.jobs import COLOURS, Recorder, example, make_job, tiny_base, toy_rows
@@ -25,8 +25,8 @@ from tests.training.networks import (
     FAMILIES,
     KINDS,
     job_of,
-    lean_gradients,
-    lean_of,
+    packed_gradients,
+    packed_of,
     peft_gradients,
     peft_of,
     randomised,
@@ -37,7 +37,7 @@ from tests.training.networks import (
 
 def agree(job: TrainingJob) -> None:
     """Hold loss and gradients of both networks together, for the same weights and rows."""
-    network, learner = lean_of(job)
+    network, learner = packed_of(job)
     reference, peft = peft_of(job)
     randomised(learner)
     randomised(peft, learner)
@@ -45,7 +45,7 @@ def agree(job: TrainingJob) -> None:
     (loss,) = network.learn([turn_of(learner, objective, rows)])
     (expected,) = reference.learn([turn_of(peft, objective, rows)])
     assert loss == pytest.approx(expected, rel=1e-5)
-    found, wanted = lean_gradients(learner), peft_gradients(peft)
+    found, wanted = packed_gradients(learner), peft_gradients(peft)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         scale = float(gradient.abs().max())
@@ -89,17 +89,17 @@ def test_so_they_are_for_any_choice_of_layers_targets_and_ranks(
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kind", KINDS)
 def test_lines_of_any_length_come_to_the_same(tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, learner = lean_of(job_of(tmp_path, kind))
+    network, learner = packed_of(job_of(tmp_path, kind))
     randomised(learner)
     rows, objective = rows_of(kind), objective_for(kind)
     results = []
     for tokens in (LINE_TOKENS, 30, 1):
-        monkeypatch.setattr("adapterhub.training.lean.LINE_TOKENS", tokens)
+        monkeypatch.setattr("adapterhub.training.packed.network.LINE_TOKENS", tokens)
         learner.clear()
         (loss,) = network.learn([turn_of(learner, objective, rows)])
         judged = network.judge(learner, objective, rows)
         assert judged.loss / judged.share == pytest.approx(loss, rel=1e-9)
-        results.append((loss, lean_gradients(learner)))
+        results.append((loss, packed_gradients(learner)))
     for loss, gradients in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-9)
         for name, gradient in results[0][1].items():
@@ -234,7 +234,7 @@ def test_a_task_that_is_broken_leaves_the_others_as_they_are_bit_for_bit(
             monkeypatch.setattr(f"adapterhub.native.{name}.native", lambda: None)
     else:
         round_weights(job)
-    network = LeanNetwork(job.base, "float32", CPU)
+    network = PackedNetwork(job.base, "float32", CPU)
     kinds = ("classification", "generation", "embedding")
     jobs = [job, *(job_of(tmp_path / kind, kind) for kind in kinds[1:])]
 
@@ -253,7 +253,7 @@ def test_a_task_that_is_broken_leaves_the_others_as_they_are_bit_for_bit(
         ]
         losses = network.learn(turns)
         found = [
-            lean_gradients(each) | {"loss": torch.tensor(loss)} for each, loss in zip(learners, losses, strict=True)
+            packed_gradients(each) | {"loss": torch.tensor(loss)} for each, loss in zip(learners, losses, strict=True)
         ]
         if value is not None:
             assert not found[broken]["loss"].isfinite()
@@ -269,14 +269,14 @@ def test_a_task_that_is_broken_leaves_the_others_as_they_are_bit_for_bit(
 def test_ranks_may_be_given_by_whole_names_as_peft_has_them(tmp_path: Path) -> None:
     pattern = {"model.layers.1.mlp.up_proj": 2}
     agree(job_of(tmp_path, "classification", lora={"rank": 4, "rank_pattern": pattern}))
-    _, learner = lean_of(job_of(tmp_path, "generation", lora={"rank": 4, "rank_pattern": pattern}))
+    _, learner = packed_of(job_of(tmp_path, "generation", lora={"rank": 4, "rank_pattern": pattern}))
     ranks = {site.module: site.rank for site in learner.adapter.sites}
     assert {name for name, rank in ranks.items() if rank == 2} == {"layers.1.mlp.up_proj"}
 
 
 def test_the_first_of_several_ranks_is_the_first_in_the_file(tmp_path: Path) -> None:
     pattern = {"q_proj": 2, "layers.1.self_attn.q_proj": 7}
-    _, learner = lean_of(job_of(tmp_path, "classification", lora={"rank": 4, "rank_pattern": pattern}))
+    _, learner = packed_of(job_of(tmp_path, "classification", lora={"rank": 4, "rank_pattern": pattern}))
     stored = json.loads(learner.config.to_json())["rank_pattern"]
     assert list(learner.config.rank_pattern.items()) == list(stored.items()) == sorted(pattern.items())
     ranks = {site.module: site.rank for site in learner.adapter.sites}
@@ -288,7 +288,7 @@ def test_the_first_of_several_ranks_is_the_first_in_the_file(tmp_path: Path) -> 
 )
 def test_a_rank_for_no_module_is_refused(tmp_path: Path, pattern: dict[str, int]) -> None:
     job = job_of(tmp_path, "classification", lora={"rank_pattern": pattern})
-    for network in (lean_of, peft_of):
+    for network in (packed_of, peft_of):
         with pytest.raises(
             ConfigError, match=rf"lora\.rank_pattern: '{[*pattern][-1]}' gives no .*layers\.0\.self_attn"
         ):
@@ -297,7 +297,7 @@ def test_a_rank_for_no_module_is_refused(tmp_path: Path, pattern: dict[str, int]
 
 def test_labels_are_those_of_the_job(tmp_path: Path) -> None:
     job = job_of(tmp_path, "classification")
-    _, learner = lean_of(job)
+    _, learner = packed_of(job)
     assert learner.adapter.head is not None
     assert learner.adapter.head.shape == (len(COLOURS), 32)
     assert learner.pooling == "last"
@@ -310,11 +310,11 @@ def test_an_embedding_learns_from_all_rows_of_a_batch_that_takes_several_lines(
     objective, rows = objective_for("embedding"), rows_of("embedding")
     found = []
     for tokens in (1024, 20):
-        monkeypatch.setattr("adapterhub.training.lean.LINE_TOKENS", tokens)
-        network, learner = lean_of(job)
+        monkeypatch.setattr("adapterhub.training.packed.network.LINE_TOKENS", tokens)
+        network, learner = packed_of(job)
         randomised(learner)
         learner.adapter.dropout = 0.0
-        found.append((network.learn([turn_of(learner, objective, rows)]), lean_gradients(learner)))
+        found.append((network.learn([turn_of(learner, objective, rows)]), packed_gradients(learner)))
         judged = network.judge(learner, objective, rows)
         assert judged.loss / judged.share == pytest.approx(found[0][0][0], rel=1e-5)
     (whole, gradients), (cut, others) = found
@@ -341,10 +341,10 @@ def test_weights_kept_in_bfloat16_are_multiplied_as_they_are(
     found = []
     for packed in (True, False):
         if not packed:
-            monkeypatch.setattr("adapterhub.training.frozen.pack_product", lambda weight: None)
-        network, learner = lean_of(job)
+            monkeypatch.setattr("adapterhub.training.packed.frozen.pack_product", lambda weight: None)
+        network, learner = packed_of(job)
         randomised(learner)
-        found.append((network.learn([turn_of(learner, objective, rows)]), lean_gradients(learner)))
+        found.append((network.learn([turn_of(learner, objective, rows)]), packed_gradients(learner)))
         for layer in range(network.decoder.depth):
             for stack in network.decoder.stacks(layer):
                 assert torch.equal(stack.weight.bfloat16().float(), stack.weight)
@@ -356,7 +356,7 @@ def test_weights_kept_in_bfloat16_are_multiplied_as_they_are(
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 def test_vectors_are_pooled_as_the_general_network_pools_them(tmp_path: Path, pooling: Any) -> None:
     job, rows, objective = job_of(tmp_path, "embedding"), rows_of("embedding"), objective_for("embedding")
-    network, learner = lean_of(job)
+    network, learner = packed_of(job)
     reference, peft = peft_of(job)
     randomised(learner)
     randomised(peft, learner)
@@ -368,7 +368,7 @@ def test_vectors_are_pooled_as_the_general_network_pools_them(tmp_path: Path, po
 
 def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None:
     job, rows, objective = job_of(tmp_path, KINDS[0]), rows_of(KINDS[0]), objective_for(KINDS[0])
-    whole, low = LeanNetwork(job.base, "float32", CPU), LeanNetwork(job.base, "bfloat16", CPU)
+    whole, low = PackedNetwork(job.base, "float32", CPU), PackedNetwork(job.base, "bfloat16", CPU)
     found = []
     for network in (whole, low):
         learner = network.learner(job)
@@ -376,7 +376,7 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
         assert all(p.dtype == torch.float32 for p in learner.parameters().values())
         for _ in range(2):  # they add up, whatever they are added up in
             network.learn([turn_of(learner, objective, rows)])
-        found.append(lean_gradients(learner))
+        found.append(packed_gradients(learner))
         assert {tensor.dtype for tensor in learner.saved().values()} == {torch.float32}
     for name, gradient in found[0].items():
         assert float((found[1][name] - gradient).norm() / gradient.norm()) < 0.2, name
@@ -386,7 +386,7 @@ def test_a_base_in_bfloat16_keeps_what_learns_in_float32(tmp_path: Path) -> None
 
 def test_in_bfloat16_the_network_sees_changed_parameters_once_it_is_told(tmp_path: Path) -> None:
     job, rows, objective = job_of(tmp_path, KINDS[0]), rows_of(KINDS[0]), objective_for(KINDS[0])
-    network = LeanNetwork(job.base, "bfloat16", CPU)
+    network = PackedNetwork(job.base, "bfloat16", CPU)
     learner = network.learner(job)
     before = network.judge(learner, objective, rows).loss
     with torch.no_grad():

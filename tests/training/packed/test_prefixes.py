@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.training.prefixes import PrefixForest, plant
+from adapterhub.training.packed.prefixes import PrefixForest, plant
 
 # Few tokens and short rows, so that many begin alike, end within one another or are equal.
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), max_size=12)

@@ -8,7 +8,8 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.training.line import Line, Reads, pack
+from adapterhub.training.objectives import Reads
+from adapterhub.training.packed.line import Line, pack
 from adapterhub.training.rows import Row
 
 

@@ -16,17 +16,17 @@ from adapterhub.data.task import Pooling
 from adapterhub.lora.config import AdapterConfig
 from adapterhub.lora.weights import lora_scaling
 from adapterhub.recipe import LABELLED
+from adapterhub.training.begin import Principal, principal_pairs
+from adapterhub.training.job import TrainingJob
+from adapterhub.training.learner import Judged, Learner, Turn
+from adapterhub.training.objectives import Objective
+from adapterhub.training.rows import Batch, Row, batch_of
+from adapterhub.training.targets import Targets, adapter_config, check_ranks, choose_targets, without_layers
 
 from .adapter import LearningAdapter, Site
-from .begin import Principal, principal_pairs
-from .job import TrainingJob
-from .learner import Judged, Learner, Turn
+from .decoder import PackedDecoder
 from .line import Line, Span, pack
 from .logprobs import token_logprobs
-from .objectives import Objective
-from .packed import PackedDecoder
-from .rows import Batch, Row, batch_of
-from .targets import Targets, adapter_config, check_ranks, choose_targets, without_layers
 from .trunk import Trunk
 
 # Tokens of one forward and backward. Fewer make the products small, more only take memory.
@@ -36,7 +36,7 @@ _HEAD = "score"
 _Part = tuple[int, Turn, Sequence[Row]]
 
 
-class LeanLearner:
+class PackedLearner:
     """An adapter that learns on the packed decoder."""
 
     def __init__(
@@ -83,7 +83,7 @@ class LeanLearner:
 
 
 @dataclass(frozen=True)
-class LeanView:
+class PackedView:
     """What a task sees of a forward: its own states, read as its kind reads them. `states` are [states, hidden]."""
 
     states: Tensor
@@ -117,7 +117,7 @@ class LeanView:
         return self.states.index_select(0, self.span.reading.index)
 
 
-class LeanNetwork:
+class PackedNetwork:
     """The packed decoder and the base's output layer; raises ValueError for a base it does not compute."""
 
     pads = False
@@ -132,7 +132,7 @@ class LeanNetwork:
         self._output: Tensor = output.weight.data
         self._bias: Tensor | None = None if output.bias is None else output.bias.data
 
-    def learner(self, job: TrainingJob) -> LeanLearner:
+    def learner(self, job: TrainingJob) -> PackedLearner:
         """Return a fresh adapter of a job. Raises ConfigError for targets or layers that the base does not have."""
         lora, kind = job.recipe.lora, job.spec.kind
         targets = choose_targets(self._model, lora.targets, lora.layers, ("lm_head",))
@@ -147,9 +147,9 @@ class LeanNetwork:
         adapter = LearningAdapter(sites, self.dtype, self.device, classes, self.decoder.hidden, lora.dropout)
         adapter.start(job.recipe.training.seed, float(getattr(self._model.config, "initializer_range", 0.02)))
         pooling = default_pooling(self._base) if kind == "embedding" else "last" if classes else None
-        return LeanLearner(adapter, config, pooling, root)
+        return PackedLearner(adapter, config, pooling, root)
 
-    def begin_at_principal(self, learner: LeanLearner, seed: int) -> Principal:
+    def begin_at_principal(self, learner: PackedLearner, seed: int) -> Principal:
         """Have a fresh learner begin at the principal components of the base's weights."""
         adapter = learner.adapter
         sites = {learner.name_of(site): site for site in adapter.sites}
@@ -283,14 +283,14 @@ class LeanNetwork:
     def _forward(
         self, line: Line, learners: Sequence[Learner], rows: Sequence[Sequence[Row]], *, learn: bool
     ) -> Tensor:
-        lean = [lean_learner(each) for each in learners]
-        first, trunk = lean[0].first, lean[0].trunk
+        packed = [packed_learner(each) for each in learners]
+        first, trunk = packed[0].first, packed[0].trunk
         below = None if trunk is None else trunk.states(line, rows)
-        return self.decoder.forward(line, [each.adapter for each in lean], learn=learn, first=first, trunk=below)
+        return self.decoder.forward(line, [each.adapter for each in packed], learn=learn, first=first, trunk=below)
 
-    def _view(self, states: Tensor, span: Span, learner: Learner, rows: Sequence[Row]) -> LeanView:
+    def _view(self, states: Tensor, span: Span, learner: Learner, rows: Sequence[Row]) -> PackedView:
         sequences = sum(len(row.sequences) for row in rows)
-        return LeanView(states, span, _adapter(learner).head, self._output, self._bias, learner.pooling, sequences)
+        return PackedView(states, span, _adapter(learner).head, self._output, self._bias, learner.pooling, sequences)
 
 
 def _parts(given: Sequence[Sequence[Row]]) -> Iterable[list[tuple[int, list[Row]]]]:
@@ -329,16 +329,16 @@ def _by_first(given: Sequence[_Part]) -> list[list[_Part]]:
     """Group the turns whose line begins at the same layer, of the same trunk."""
     found: dict[tuple[int, Trunk | None], list[_Part]] = {}
     for part in given:
-        lean = lean_learner(part[1].learner)
-        found.setdefault((lean.first, lean.trunk), []).append(part)
+        learner = packed_learner(part[1].learner)
+        found.setdefault((learner.first, learner.trunk), []).append(part)
     return list(found.values())
 
 
-def lean_learner(learner: Learner) -> LeanLearner:
+def packed_learner(learner: Learner) -> PackedLearner:
     """Return the learner as what it is on this network."""
-    assert isinstance(learner, LeanLearner), "the packed decoder trains its own learners only"
+    assert isinstance(learner, PackedLearner), "the packed decoder trains its own learners only"
     return learner
 
 
 def _adapter(learner: Learner) -> LearningAdapter:
-    return lean_learner(learner).adapter
+    return packed_learner(learner).adapter

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from adapterhub.base.load import load_backbone
-from adapterhub.training.line import pack
-from adapterhub.training.packed import PackedDecoder
+from adapterhub.training.packed.decoder import PackedDecoder
+from adapterhub.training.packed.line import pack
+from adapterhub.training.packed.trunk import Trunk, fits_on_disk
 from adapterhub.training.rows import Row
 from adapterhub.training.train import Trained, Trainer
-from adapterhub.training.trunk import Trunk, fits_on_disk
 from tests.training.jobs import Recorder, make_job, tiny_base, toy_rows
 
 Ids = tuple[int, ...]
@@ -120,8 +120,8 @@ def test_many_shards_and_lines_hold_the_same(
 ) -> None:
     whole = Trunk(tmp_path / "whole", BASE, decoder, 1)
     whole.fill(TEXTS)
-    monkeypatch.setattr("adapterhub.training.trunk._SHARD_TOKENS", 6)
-    monkeypatch.setattr("adapterhub.training.trunk._LINE_TOKENS", 3)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._SHARD_TOKENS", 6)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._LINE_TOKENS", 3)
     cut = Trunk(tmp_path / "cut", BASE, decoder, 1)
     told: list[tuple[int, int]] = []
     cut.fill(TEXTS, lambda done, total: told.append((done, total)))
@@ -134,7 +134,7 @@ def test_many_shards_and_lines_hold_the_same(
 def test_an_interrupted_fill_keeps_the_shards_before_and_leaves_nothing_half(
     tmp_path: Path, decoder: PackedDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.training.trunk._SHARD_TOKENS", 6)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._SHARD_TOKENS", 6)
     trunk = Trunk(tmp_path, BASE, decoder, 1)
     original, calls = decoder.trunk, []
 
@@ -193,12 +193,12 @@ def test_a_full_disk_keeps_what_was_there_and_leaves_no_scratch(
 
 def test_several_may_fill_at_once(tmp_path: Path, decoder: PackedDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each its own decoder over the same weights: a process of its own.
-    monkeypatch.setattr("adapterhub.training.trunk._SHARD_TOKENS", 4)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._SHARD_TOKENS", 4)
     parts = [TEXTS[:4], TEXTS[2:], TEXTS, TEXTS[::-1]]
     whole = Trunk(tmp_path / "whole", BASE, decoder, 1)
     whole.fill(TEXTS)
     decoders = [_copy(decoder) for _ in parts]
-    monkeypatch.setattr("adapterhub.training.trunk.os.getpid", iter(range(1000)).__next__)
+    monkeypatch.setattr("adapterhub.training.packed.trunk.os.getpid", iter(range(1000)).__next__)
     trunks = [Trunk(tmp_path / "many", BASE, each, 1) for each in decoders]
     with ThreadPoolExecutor(len(parts)) as pool:
         list(pool.map(Trunk.fill, trunks, parts))
@@ -210,7 +210,7 @@ def test_several_may_fill_at_once(tmp_path: Path, decoder: PackedDecoder, monkey
 
 
 def _copy(decoder: PackedDecoder) -> PackedDecoder:
-    from adapterhub.training.workspace import Workspace
+    from adapterhub.training.packed.workspace import Workspace
 
     found = object.__new__(PackedDecoder)
     found.__dict__.update(decoder.__dict__)
@@ -233,7 +233,7 @@ def test_shards_used_longest_ago_make_room(
     assert Trunk(tmp_path / "..", "x", decoder, 1).tokens_missing([texts[0]]) == 4
     by_age = sorted(files(tmp_path, "*.index"), key=lambda path: path.stat().st_mtime)
     os.utime(by_age[0])
-    monkeypatch.setattr("adapterhub.training.trunk._MOST_BYTES", 3 * text)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._MOST_BYTES", 3 * text)
     trunk.fill([texts[3]])
     fresh = Trunk(tmp_path, BASE, decoder, 1)
     assert [fresh.tokens_missing([ids]) for ids in texts] == [0, 4, 0, 0]
@@ -252,10 +252,10 @@ def test_reading_a_shard_counts_as_use(tmp_path: Path, decoder: PackedDecoder) -
 
 def test_room_is_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage: Any = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("adapterhub.training.trunk.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("adapterhub.training.packed.trunk.shutil.disk_usage", lambda folder: usage)
     assert fits_on_disk(tmp_path / "not" / "yet", 500)
     assert not fits_on_disk(tmp_path / "not" / "yet", 501)
-    monkeypatch.setattr("adapterhub.training.trunk._MOST_BYTES", 400)
+    monkeypatch.setattr("adapterhub.training.packed.trunk._MOST_BYTES", 400)
     assert not fits_on_disk(tmp_path, 401)
 
 

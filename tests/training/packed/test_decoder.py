@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from adapterhub.base.llama import read_layer
 from adapterhub.base.load import load_backbone
-from adapterhub.training.adapter import LearningAdapter, Site
-from adapterhub.training.line import Line, pack
-from adapterhub.training.packed import PackedDecoder
+from adapterhub.training.packed.adapter import LearningAdapter, Site
+from adapterhub.training.packed.decoder import PackedDecoder
+from adapterhub.training.packed.line import Line, pack
 from adapterhub.training.rows import Row
 from tests.tiny import tiny_config
 from tests.training.jobs import tiny_base

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapterhub.training.rows import Row
+
+from .decoder import PackedDecoder
 from .line import Line, pack
-from .packed import PackedDecoder
-from .rows import Row
 
 Ids = tuple[int, ...]
 _INDEX = np.dtype([("key", "V16"), ("start", "<u8"), ("tokens", "<u4")])
