@@ -224,5 +224,5 @@ def test_what_the_kernels_do_not_know_is_refused(tmp_path: Path) -> None:
     base = tiny_base(tmp_path, "llama", hidden_act="gelu")
     with pytest.raises(ValueError, match="no packed backward"):
         PackedDecoder(load_backbone(base, torch.float32))
-    with pytest.raises(ValueError, match="'gpt2' are not of the Llama family"):
+    with pytest.raises(ValueError, match="no packed backward"):
         PackedDecoder(load_backbone(tiny_base(tmp_path, "gpt2"), torch.float32))
