@@ -7,16 +7,27 @@ them when it is first imported; that is why it is imported inside functions here
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from .errors import AdapterHubError, Conflict, HubError, NotFound, UsageError
 
+T = TypeVar("T")
+
 # All that is ever fetched from an adapter repository; pickle files stay where they are.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "task.json", "card.json", "config.json")
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "task.json",
+    "card.json",
+    "probes.jsonl",
+    "config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +41,12 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit on a repository's main branch."""
+    """One commit on a repository's main branch; `changed` says whether the push made it, or found all there already."""
 
     repo_id: str
     sha: str
     url: str
+    changed: bool = True
 
 
 def download_snapshot(repo_id: str, revision: str | None = None, *, allow_patterns: Sequence[str]) -> Path:
@@ -45,7 +57,10 @@ def download_snapshot(repo_id: str, revision: str | None = None, *, allow_patter
     """
     hub = _client()
     with _translated(repo_id):
-        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(allow_patterns)))
+        found = _patiently(
+            lambda: hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(allow_patterns))
+        )
+        return Path(found)
 
 
 def cached_snapshot(repo_id: str, revision: str | None = None, *, holding: str) -> Path | None:
@@ -63,26 +78,67 @@ def download_adapter(repo_id: str, revision: str | None = None) -> Snapshot:
     return Snapshot(repo_id=repo_id, commit=path.name, path=path)
 
 
-def push_folder(
-    repo_id: str, files: Mapping[str, Path | bytes], *, private: bool, message: str, parent: str | None = None
-) -> Commit:
-    """Write `files` (path in the repository → file or content) as one commit, creating the repository if it is missing.
+def open_repo(repo_id: str, *, private: bool) -> str:
+    """Create a model repository if it is missing, and return the commit that its main branch stands at.
 
-    The commit is refused with Conflict when the branch no longer stands at `parent` (None: where it stood when the push
-    began). Unchanged files make no commit; the current one is returned. With `private`, a repository that is already
-    public is refused.
+    With `private`, a repository that is already public is refused.
     """
     check_repo_id(repo_id)
-    hub = _client()
-    api = hub.HfApi(library_name="adapterhub")
+    api = _client().HfApi(library_name="adapterhub")
     with _translated(repo_id):
         api.create_repo(repo_id, private=True if private else None, exist_ok=True)
         info = api.model_info(repo_id)
         if private and not info.private:
             raise HubError(f"{repo_id!r} exists and is public; choose another name, or push without --private")
+        return str(info.sha)
+
+
+def push_folder(repo_id: str, files: Mapping[str, Path | bytes], *, message: str, parent: str) -> Commit:
+    """Write `files` (path in the repository → file or content) as one commit on top of the commit `parent`.
+
+    Refused with Conflict when the branch no longer stands there. Unchanged files make no commit; `parent` is returned.
+    What was uploaded before a push broke off is not uploaded again.
+    """
+    hub = _client()
+    api = hub.HfApi(library_name="adapterhub")
+
+    def commit() -> Commit:
         operations = [hub.CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-        done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent or info.sha)
-        return Commit(repo_id=repo_id, sha=done.oid, url=done.commit_url)
+        try:
+            done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent)
+        except hub.errors.HfHubHTTPError as error:
+            # The answer to an earlier try may have been lost on the way: then the commit on top of `parent` is ours.
+            if getattr(error.response, "status_code", None) != _STALE:
+                raise
+            last = api.list_repo_commits(repo_id)[:2]
+            if [last[0].title, *(each.commit_id for each in last[1:])] != [message, parent]:
+                raise
+            sha = str(last[0].commit_id)
+            return Commit(repo_id, sha, f"{_endpoint()}/{repo_id}/commit/{sha}")
+        return Commit(repo_id, done.oid, done.commit_url, changed=done.oid != parent)
+
+    with _translated(repo_id):
+        return _patiently(commit)
+
+
+def tagged(repo_id: str, tag: str) -> str | None:
+    """Return the commit that a tag of a repository names, None where there is no such tag."""
+    api = _client().HfApi(library_name="adapterhub")
+    with _translated(repo_id):
+        found = {each.name: str(each.target_commit) for each in api.list_repo_refs(repo_id).tags}
+    return found.get(tag)
+
+
+def put_tag(repo_id: str, tag: str, sha: str) -> None:
+    """Have a new tag name the commit `sha`; raises Conflict where somebody else just made one of that name."""
+    with _translated(repo_id):
+        _client().HfApi(library_name="adapterhub").create_tag(repo_id, tag=tag, revision=sha)
+
+
+def own_name() -> str:
+    """Return the name of the account whose token is used."""
+    with _translated("your account"):
+        return str(_client().HfApi(library_name="adapterhub").whoami()["name"])
 
 
 def check_repo_id(repo_id: str) -> str:
@@ -97,6 +153,29 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
+def _patiently(work: Callable[[], T]) -> T:
+    """Return what `work` returns; where a server is busy or a line breaks, try again, three times in all."""
+    for seconds in _WAITS:
+        try:
+            return work()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            time.sleep(seconds)
+    return work()
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Say whether the same request may well succeed in a moment."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if status in _PASSING or names & _BROKEN_LINES:
+            return True
+        error = error.__cause__
+    return False
+
+
 def _client() -> ModuleType:
     # Plain LFS uploads go through proxies and mirrors of the Hub; Xet talks to further hosts of its own.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -105,6 +184,10 @@ def _client() -> ModuleType:
     return huggingface_hub
 
 
+_STALE = 412
+_PASSING = frozenset({429, 500, 502, 503, 504})
+_BROKEN_LINES = frozenset({"ReadError", "WriteError", "RemoteProtocolError", "ReadTimeout"})
+_WAITS = (1.0, 4.0)  # seconds
 # Foreign errors, by class name, so that the table needs neither huggingface_hub nor its HTTP library loaded (which
 # differs by version). The first name found along an error's classes decides.
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
@@ -155,6 +238,8 @@ def translate(error: BaseException, repo_id: str) -> AdapterHubError | None:
         return None
     kind, text = rule
     detail = getattr(error, "server_message", None) or str(error)
+    if "/xet-" in detail:
+        text = "{endpoint} does not speak Xet, which is on: set HF_HUB_DISABLE_XET=1, then try again ({detail})"
     return kind(text.format(repo=repr(repo_id), endpoint=_endpoint(), detail=" ".join(detail.split())))
 
 

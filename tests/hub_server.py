@@ -37,11 +37,12 @@ class ServedCommit:
 
 @dataclass
 class ServedRepo:
-    """A repository with one branch, main."""
+    """A repository with one branch, main, and tags (name → sha)."""
 
     private: bool
     gated: bool = False
     commits: list[ServedCommit] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def head(self) -> ServedCommit:
@@ -62,10 +63,20 @@ class ServedRepo:
         return self.commits[-1]
 
     def find(self, revision: str) -> ServedCommit | None:
-        """Return the commit a branch name or sha means."""
+        """Return the commit a branch name, a tag or a sha means."""
         if revision == "main":
             return self.head
+        revision = self.tags.get(revision, revision)
         return next((c for c in self.commits if c.sha == revision), None)
+
+
+@dataclass
+class Trouble:
+    """What the next `times` requests like "PUT /lfs/…" meet: an error of that status, or a line that breaks (0)."""
+
+    request: str
+    status: int
+    times: int = 1
 
 
 def git_hash(content: bytes) -> str:
@@ -85,6 +96,9 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.lock = threading.RLock()
         self.before_commit: Any = None  # called with the repository just before a commit is taken: a rival's chance
+        self.troubles: list[Trouble] = []
+        self.part_bytes: int | None = None  # larger objects are asked for in parts of so many bytes
+        self.parts: dict[tuple[str, int], bytes] = {}
 
     @property
     def url(self) -> str:
@@ -104,7 +118,9 @@ class HubServer(ThreadingHTTPServer):
         found = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         return found if token is None else {**found, "HF_TOKEN": token}
 
-    def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = WRITE_TOKEN) -> None:
+    def connect(
+        self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = WRITE_TOKEN, *, xet: bool = False
+    ) -> None:
         """Point the huggingface_hub of this process here, although it has read its environment already."""
         from huggingface_hub import constants
 
@@ -118,7 +134,7 @@ class HubServer(ThreadingHTTPServer):
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_XET": not xet,
             "HF_HUB_OFFLINE": False,
         }.items():
             monkeypatch.setattr(constants, name, value)
@@ -150,8 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "_preupload"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "_lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "_lfs_put"),
+        ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", "_lfs_put_part"),
+        ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/complete", "_lfs_complete"),
         ("POST", r"/lfs/verify", "_lfs_verify"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "_commit"),
+        ("GET", r"/api/whoami-v2", "_whoami"),
+        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "_refs"),
+        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/commits/(?P<rev>[^/]+)", "_commits"),
+        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "_tag"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)", "_tree"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "_info"),
         ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "_resolve"),
@@ -178,12 +200,26 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         with self.server.lock:
             try:
+                if self._in_trouble(path):
+                    return
                 self._route(method, path)
             except _Refused as refusal:
                 headers = {"X-Error-Message": refusal.message}
                 if refusal.code:
                     headers["X-Error-Code"] = refusal.code
                 self._answer({"error": refusal.message, **refusal.body}, refusal.status, headers)
+
+    def _in_trouble(self, path: str) -> bool:
+        """Say whether the connection broke; raises the error that is due."""
+        for trouble in self.server.troubles:
+            if trouble.times and re.match(trouble.request, f"{self.command} {path}"):
+                trouble.times -= 1
+                self.server.requests.append(f"{self.command} {path} -> {trouble.status}")
+                if trouble.status:
+                    raise _Refused(trouble.status, f"trouble {trouble.status}")
+                self.close_connection = True
+                return True
+        return False
 
     def _route(self, method: str, path: str) -> None:
         for wanted, pattern, name in self._ROUTES:
@@ -276,7 +312,13 @@ class _Handler(BaseHTTPRequestHandler):
             found = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.objects:
                 upload, verify = f"{self.server.url}/lfs/{asked['oid']}", f"{self.server.url}/lfs/verify"
-                found["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+                action: dict[str, Any] = {"href": upload}
+                size = self.server.part_bytes
+                if size is not None and asked["size"] > size:
+                    numbers = range(1, -(-asked["size"] // size) + 1)
+                    urls = {f"{number:05d}": f"{upload}/{number}" for number in numbers}
+                    action = {"href": f"{upload}/complete", "header": {"chunk_size": str(size), **urls}}
+                found["actions"] = {"upload": action, "verify": {"href": verify}}
             objects.append(found)
         self._answer({"transfer": "basic", "objects": objects})
 
@@ -284,6 +326,22 @@ class _Handler(BaseHTTPRequestHandler):
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise _Refused(400, "content does not match its oid")
         self.server.objects[oid] = self.body
+        self._answer({})
+
+    def _lfs_put_part(self, oid: str, part: str) -> None:
+        self.server.parts[oid, int(part)] = self.body
+        self._answer({}, headers={"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
+
+    def _lfs_complete(self, oid: str) -> None:
+        content = b""
+        for told in json.loads(self.body)["parts"]:
+            part = self.server.parts[oid, told["partNumber"]]
+            if told["etag"].strip('"') != hashlib.md5(part).hexdigest():
+                raise _Refused(400, "a part has another etag")
+            content += part
+        if hashlib.sha256(content).hexdigest() != oid:
+            raise _Refused(400, "content does not match its oid")
+        self.server.objects[oid] = content
         self._answer({})
 
     def _lfs_verify(self) -> None:
@@ -303,6 +361,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(412, "A commit has happened since. Please refresh and try again.")
         changes = dict(self._change(operation["key"], operation["value"]) for operation in operations)
         commit = served.commit(header["value"]["summary"], changes)
+        if self._in_trouble("answer to a commit"):
+            return
         url = f"{self.server.url}/{repo}/commit/{commit.sha}"
         self._answer({"success": True, "commitOid": commit.sha, "commitUrl": url})
 
@@ -317,7 +377,32 @@ class _Handler(BaseHTTPRequestHandler):
             return value["path"], None
         raise _Refused(400, f"unknown operation {key!r}")
 
+    def _tag(self, repo: str, rev: str) -> None:
+        self._must_write()
+        served, commit = self._at(repo, rev)
+        tag = json.loads(self.body)["tag"]
+        if tag in served.tags:
+            raise _Refused(409, f"Tag {tag} already exists")
+        served.tags[tag] = commit.sha
+        self._answer({})
+
     # Reading
+
+    def _whoami(self) -> None:
+        if self._token is None:
+            raise _Refused(401, "Invalid username or password.")
+        self._answer({"type": "user", "name": "me", "orgs": []})
+
+    def _refs(self, repo: str) -> None:
+        served = self._repo(repo)
+        branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": served.head.sha}]
+        tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha} for tag, sha in served.tags.items()]
+        self._answer({"branches": branches, "tags": tags, "converts": []})
+
+    def _commits(self, repo: str, rev: str) -> None:
+        served, _ = self._at(repo, rev)
+        about = {"message": "", "authors": [], "date": "2026-01-31T12:00:00.000Z"}
+        self._answer([{"id": each.sha, "title": each.message, **about} for each in reversed(served.commits)])
 
     def _info(self, repo: str, rev: str | None) -> None:
         served, commit = self._at(repo, rev)

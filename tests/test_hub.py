@@ -22,10 +22,14 @@ from adapterhub.hub import (
     check_repo_id,
     download_adapter,
     download_snapshot,
+    open_repo,
+    own_name,
     push_folder,
+    put_tag,
+    tagged,
     translate,
 )
-from tests.hub_server import READ_TOKEN, HubServer
+from tests.hub_server import READ_TOKEN, HubServer, Trouble
 
 # The client's own uploads use a spelling that its HTTP library calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -46,8 +50,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 def push(**changes: Any) -> Any:
-    settings: dict[str, Any] = {"private": False, "message": "publish", **changes}
-    return push_folder(settings.pop("repo_id", "me/tone"), settings.pop("files", FILES), **settings)
+    settings: dict[str, Any] = {"private": False, "repo_id": "me/tone", "files": FILES, **changes}
+    parent = open_repo(settings["repo_id"], private=settings["private"])
+    return push_folder(settings["repo_id"], settings["files"], message="publish", parent=settings.get("parent", parent))
 
 
 def test_push_makes_one_commit_with_all_files_in_the_order_of_the_wire(hub: HubServer) -> None:
@@ -81,6 +86,134 @@ def test_pushing_the_same_again_makes_no_commit(hub: HubServer) -> None:
     first, second = push(), push()
     assert second.sha == first.sha
     assert len(hub.repos["me/tone"].commits) == 2
+
+
+def test_a_push_says_whether_it_changed_anything(hub: HubServer) -> None:
+    assert push().changed
+    assert not push().changed
+    assert push(files={"README.md": README + b"more\n"}).changed
+
+
+def test_a_tag_names_a_commit_and_does_not_move(hub: HubServer) -> None:
+    first = push()
+    assert tagged("me/tone", "v1") is None
+    put_tag("me/tone", "v1", first.sha)
+    push(files={"README.md": README + b"more\n"})
+    assert tagged("me/tone", "v1") == first.sha
+    with pytest.raises(Conflict):
+        put_tag("me/tone", "v1", "main")
+    assert download_adapter("me/tone", "v1").commit == first.sha
+
+
+def test_ones_own_name_is_that_of_the_token(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_name() == "me"
+    hub.connect(monkeypatch, tmp_path / "stranger", token=None)
+    with pytest.raises(HubError, match="HF_TOKEN"):
+        own_name()
+
+
+def test_a_large_file_goes_in_parts(hub: HubServer, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    hub.part_bytes = 1_000_000
+    push(files={"adapter_model.safetensors": path})
+    assert hub.repos["me/tone"].head.tree["adapter_model.safetensors"] == path.read_bytes()
+    oid = next(iter(hub.objects))
+    assert [each for each in hub.requests if each.startswith("PUT")] == [f"PUT /lfs/{oid}/{n}" for n in (1, 2, 3)]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let no time pass while the client waits to try again; return how long it would have waited."""
+    waited: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 0])
+@pytest.mark.parametrize("request_", ["PUT /lfs/", "POST .*/commit/main"])
+def test_what_passes_is_tried_again(hub: HubServer, patient: list[float], request_: str, status: int) -> None:
+    hub.troubles.append(Trouble(request_, status, times=2))
+    commit = push()
+    assert hub.repos["me/tone"].head.sha == commit.sha
+    assert len(hub.repos["me/tone"].commits) == 2
+    assert len(patient) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        (401, HubError, "wants a valid token"),
+        (403, HubError, "may not do this"),
+        (409, Conflict, "being changed by someone else"),
+        (412, Conflict, "someone else committed"),
+        (413, HubError, "too large"),
+        (429, HubError, "too many requests; try again later"),
+        (503, HubError, "trouble 503"),
+    ],
+)
+def test_what_does_not_pass_is_told_and_leaves_the_repository_as_it_was(
+    hub: HubServer, patient: list[float], status: int, kind: type[AdapterHubError], says: str
+) -> None:
+    before = hub.add_repo("me/tone").head.sha
+    hub.troubles.append(Trouble("POST .*/commit/main", status, times=99))
+    with pytest.raises(kind, match=says):
+        push()
+    assert hub.repos["me/tone"].head.sha == before
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: HubServer, patient: list[float]) -> None:
+    hub.troubles.append(Trouble("POST answer to a commit", 0))
+    commit = push()
+    repo = hub.repos["me/tone"]
+    assert len(repo.commits) == 2
+    assert (commit.sha, commit.url) == (repo.head.sha, f"{hub.url}/me/tone/commit/{repo.head.sha}")
+
+
+def test_a_rival_who_comes_while_an_answer_is_lost_is_a_conflict(hub: HubServer, patient: list[float]) -> None:
+    hub.troubles.append(Trouble("POST .*/commit/main", 0))
+    rivals = iter([True])
+
+    def rival(seconds: float) -> None:
+        if next(rivals, False):
+            hub.repos["me/tone"].commit("rival", {"adapter_config.json": b"rival"})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapterhub.hub.time.sleep", rival)
+        with pytest.raises(Conflict, match="someone else committed"):
+            push()
+    assert hub.repos["me/tone"].head.message == "rival"
+
+
+def test_an_upload_that_broke_off_goes_on_where_it_was(hub: HubServer, patient: list[float]) -> None:
+    hub.troubles.append(Trouble("POST .*/commit/main", 0, times=99))
+    with pytest.raises(HubError):
+        push()
+    hub.troubles.clear()
+    hub.requests.clear()
+    push()
+    assert not any(each.startswith("PUT") for each in hub.requests)
+    assert {name: hub.repos["me/tone"].head.tree[name] for name in FILES} == FILES
+
+
+def test_a_download_is_tried_again_and_told_where_it_fails(hub: HubServer, patient: list[float]) -> None:
+    hub.add_repo("me/tone", {"adapter_config.json": b"{}"})
+    hub.troubles.append(Trouble("GET .*/resolve/", 503, times=1))
+    assert (download_adapter("me/tone").path / "adapter_config.json").read_bytes() == b"{}"
+    hub.add_repo("me/other", {"adapter_config.json": b"{}"})
+    hub.troubles.append(Trouble("(GET|HEAD) /me/other/resolve/", 503, times=999))
+    with pytest.raises(HubError):
+        download_adapter("me/other")
+
+
+def test_xet_against_a_hub_without_it_says_what_to_set(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.connect(monkeypatch, tmp_path / "home", xet=True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    with pytest.raises(HubError, match="set HF_HUB_DISABLE_XET=1"):
+        push()
+    assert len(hub.repos["me/tone"].commits) == 1
 
 
 def test_push_to_an_existing_repository_keeps_its_other_files(hub: HubServer) -> None:

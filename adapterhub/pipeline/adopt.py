@@ -22,7 +22,8 @@ from adapterhub.errors import (
     UnsafeAdapter,
     UsageError,
 )
-from adapterhub.registry.bundle import CARD_FILE, TASK_FILE, digest_folder, read_text
+from adapterhub.registry.archive import is_archive, unpack
+from adapterhub.registry.bundle import CARD_FILE, TASK_FILE, digest_folder, read_attached, read_text
 from adapterhub.registry.card import Card
 from adapterhub.registry.model_card import model_card
 from adapterhub.registry.provenance import package_versions
@@ -54,7 +55,7 @@ class Request:
 
 
 def adopt(folder: Path, registry: Registry, request: Request, progress: Progress | None = None) -> Published:
-    """Publish the adapter in `folder` as a version of a task.
+    """Publish the adapter in `folder`, or in the archive that `registry export` wrote, as a version of a task.
 
     A folder with task.json and card.json is a version already: it is checked, against its base too where that is on
     this machine, and its digest stays what it was. Any other is a plain PEFT adapter: it is checked against its base
@@ -62,8 +63,14 @@ def adopt(folder: Path, registry: Registry, request: Request, progress: Progress
     NameTaken, UsageError.
     """
     check_new_task(request.task)
+    if is_archive(folder):
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as scratch:
+            unpack(folder, Path(scratch))
+            return adopt(Path(scratch), registry, replace(request, paths=False), progress)
     if folder.is_symlink() or not folder.is_dir():
-        raise FileMissing(f"{str(folder)!r} is not a folder; name the folder that holds adapter_config.json")
+        raise FileMissing(
+            f"{str(folder)!r} is neither a folder with adapter_config.json nor an archive of one; name such a one"
+        )
     for path in folder.iterdir():
         if path.is_symlink() and path.suffix in {".json", ".safetensors"}:
             raise UnsafeAdapter(f"{str(path)!r} is a symbolic link; copy the adapter with its files, not links to them")
@@ -102,7 +109,9 @@ def _keep(folder: Path, registry: Registry, request: Request, progress: Progress
     if base is not None:
         check_on_base(weights, tensors, spec, base)
     extra = {**card.extra, "source": dict(request.source)} if request.source else card.extra
-    return registry.publish(request.task, folder, replace(card, extra=extra))
+    # A repository may have been given fewer of the attached files than the version had.
+    attached = read_attached(folder, {name: each for name, each in card.files.items() if (folder / name).exists()})
+    return registry.publish(request.task, folder, replace(card, extra=extra), attached)
 
 
 def _kept_base(card: Card, spec: TaskSpec, request: Request, progress: Progress | None) -> Base | None:

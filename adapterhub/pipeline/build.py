@@ -18,9 +18,10 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.folders import cache_root
 from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
-from adapterhub.registry.bundle import CARD_FILE, digest_folder
+from adapterhub.registry.bundle import CARD_FILE, PROBES_FILE, ROWS_FILE, digest_folder
 from adapterhub.registry.card import Card
 from adapterhub.registry.provenance import git_commit, package_versions
+from adapterhub.registry.rows import rows_text
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Published
 
@@ -28,6 +29,7 @@ from .calibrate import Calibrated, calibrate
 from .measure import answers, completion_limits, gold_answers, score
 from .pairs import preference_of, retrieval_of
 from .prepare import Prepared, prepare
+from .probes import choose_probes, take_probes
 from .runs import held, run_folder
 
 if TYPE_CHECKING:
@@ -86,19 +88,21 @@ def build_all(
     resume: bool = False,
     tracker: str | None = None,
     tell: Callable[[BuildResult], None] = lambda _: None,
+    parents: Mapping[str, str] | None = None,
 ) -> list[BuildResult | AdapterHubError]:
     """Make the adapters of `recipes`, those of one base at the same time, and return what came of each, in order.
 
     One that fails does not stop the others. With `resume` a training that was interrupted goes on from its last
-    checkpoint. `tracker` is the name of a tracker that accelerate knows. `tell` hears of each version
-    as soon as it is published. Of several processes (accelerate launch) the
-    first one alone measures and publishes; the others return nothing.
+    checkpoint. `tracker` is the name of a tracker that accelerate knows. `tell` hears of each version as soon as it is
+    published. `parents` has, by task, the digest of a version that the new one replaces. Of several processes
+    (accelerate launch) the first one alone measures and publishes; the others return nothing.
     """
     found: dict[int, BuildResult | AdapterHubError] = {}
     ready: dict[int, Prepared] = {}
     for i, recipe in enumerate(recipes):
         try:
-            ready[i] = prepare(recipe, registry, progress)
+            parent = (parents or {}).get(recipe.task)
+            ready[i] = replace(prepare(recipe, registry, progress), parents=() if parent is None else (parent,))
         except AdapterHubError as error:
             found[i] = error
     main = True
@@ -195,7 +199,8 @@ def _publish(
                 progress.stage(f"{recipe.task}: {calibrated}")
             progress.stage(f"{recipe.task}: final metrics on {len(examples)} {measured_on} rows")
             metrics = measure(recipe, hub, folder, result.spec, examples, splits.measured_outside)
-            published = registry.publish(recipe.task, folder, make_card(prepared, result, metrics, calibrated.record))
+            card = make_card(prepared, result, metrics, calibrated.record)
+            published = registry.publish(recipe.task, folder, card, _attached(prepared, hub, folder, examples))
         except AdapterHubError as error:
             kept = keep(recipe.task, folder, make_card(prepared, result, {}, calibrated.record))
             raise type(error)(
@@ -203,6 +208,15 @@ def _publish(
                 f"with `adapterhub registry import {kept} --task {recipe.task}`"
             ) from error
     return BuildResult(published, metrics, measured_on, result, journal)
+
+
+def _attached(prepared: Prepared, hub: AdapterHub, folder: Path, examples: Sequence[Example]) -> dict[str, str]:
+    """Return what the version carries beside its adapter: probes, and which rows made it, as hashes."""
+    splits, count = prepared.splits, prepared.recipe.probes
+    found = {ROWS_FILE: rows_text({"train": splits.train, "validation": splits.validation, "test": splits.test})}
+    if count:
+        found[PROBES_FILE] = take_probes(hub, hub.folder(folder), choose_probes(examples, count))
+    return found
 
 
 def measure(
@@ -269,4 +283,5 @@ def make_card(
         license=recipe.license,
         language=recipe.language,
         datasets=recipe.datasets,
+        parents=(*prepared.parents, *(() if prepared.init is None else (prepared.init.digest,))),
     )

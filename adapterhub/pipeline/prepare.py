@@ -29,13 +29,17 @@ DEFAULT_MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training, measuring and publishing need of a recipe. `init` is the version to begin at, if any."""
+    """What training, measuring and publishing need of a recipe.
+
+    `init` is the version to begin at, if any; `parents` are digests of other versions that this one comes from.
+    """
 
     recipe: Recipe
     splits: Splits
     base: Base
     spec: TaskSpec
     init: Version | None
+    parents: tuple[str, ...] = ()
 
     def job(self, train: Sequence[Example] | None = None) -> TrainingJob:
         """Return what training is asked for; `train` are other rows to train on than all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .plain_yaml import parse_yaml
-from .reading import load_recipe
+from .reading import load_recipe, recipe_from
 from .schema import Recipe, Training, check_class_weights
 from .values import LABELLED, TEMPLATE_PART, Kind, check_template
 
@@ -17,4 +17,5 @@ __all__ = [
     "check_template",
     "load_recipe",
     "parse_yaml",
+    "recipe_from",
 ]

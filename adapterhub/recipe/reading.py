@@ -22,7 +22,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError, which names file, key and value of everything that is wrong.
     """
     file = Path(path)
-    record = _read(file)
+    return recipe_from(_read(file), file, overrides)
+
+
+def recipe_from(record: dict[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Make a recipe of a record such as `Recipe.to_record` gives, as if it stood in `file`; raises as `load_recipe`."""
     overridden = {_override(record, text) for text in overrides}
     _replace_length(record, overridden)
     try:

@@ -181,7 +181,7 @@ class Calibration(Section):
 
 
 class Recipe(Section):
-    """How a task's adapter is made. `path` is the file it was read from."""
+    """How a task's adapter is made. `path` is the file it was read from; `probes` measured rows go with the version."""
 
     task: Annotated[str, AfterValidator(check_task)]
     base: NonEmpty
@@ -199,6 +199,7 @@ class Recipe(Section):
     lora: Lora = Lora(alpha=16.0)
     training: Training = Training(epochs=3.0)
     calibration: Calibration
+    probes: Annotated[int, Field(ge=0, le=100)] = 4
     path: Annotated[Path, Field(exclude=True, strict=False)]
 
     @model_validator(mode="before")

@@ -19,7 +19,11 @@ TASK_FILE = "task.json"
 CARD_FILE = "card.json"
 README_FILE = "README.md"
 DIGEST_FILES = ("adapter_config.json", "adapter_model.safetensors", TASK_FILE)
-ALL_FILES = (*DIGEST_FILES, CARD_FILE, README_FILE)
+PROBES_FILE = "probes.jsonl"
+ROWS_FILE = "rows.txt"
+# What a version may carry beside: its card holds the hash of each that it has.
+ATTACHED_FILES = (PROBES_FILE, ROWS_FILE)
+ALL_FILES = (*DIGEST_FILES, CARD_FILE, README_FILE, *ATTACHED_FILES)
 FOLDER_DIGITS = 16
 
 
@@ -68,6 +72,22 @@ def copy_bundle(source: Path, target: Path) -> None:
     for name in DIGEST_FILES:
         shutil.copyfile(plain_file(source / name), target / name)
         sync_file(target / name)
+
+
+def read_attached(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of each attached file that a card names, by its name.
+
+    Raises CorruptAdapter for a name that no attached file has and for a text that was not published, FileMissing and
+    UnsafeAdapter.
+    """
+    found = {}
+    for name, expected in sorted(hashes.items()):
+        if name not in ATTACHED_FILES:
+            raise CorruptAdapter(f"card.json in {folder} names a file {name!r}; it may be {', '.join(ATTACHED_FILES)}")
+        found[name] = read_text(folder / name)
+        if hash_text(found[name]) != expected:
+            raise CorruptAdapter(f"{name} in {folder} is not the one that was published; restore it")
+    return found
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,8 @@ class Card:
     split → name, rows, sha256 of its content ids. metrics: name → value, low, high, measured on the split
     `measured_on`. training: steps, seconds, examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed.
     calibration: the temperature and the probability to give no label below, each with its reason.
-    packages: name → version. parents: refs or digests this version was made from. created_at: UTC, ISO 8601. Keys of a
+    packages: name → version. parents: refs or digests this version was made from. files: attached file → sha256 (64 hex
+    digits) of it. created_at: UTC, ISO 8601. Keys of a
     later program are kept in `extra`.
     """
 
@@ -44,6 +45,7 @@ class Card:
     language: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Card:
 
 _FIELDS = tuple(each.name for each in fields(Card) if each.name != "extra")
 _TUPLES = frozenset({"labels", "language", "datasets", "parents"})
-_MAPPINGS = frozenset({"base", "recipe", "data", "metrics", "training", "calibration", "packages"})
+_MAPPINGS = frozenset({"base", "recipe", "data", "metrics", "training", "calibration", "packages", "files"})
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +22,11 @@ _LOCK_SECONDS = 120.0
 def temporary_name() -> str:
     """Return a fresh hidden name; nothing whose name starts with `TEMPORARY` is ever read as data."""
     return TEMPORARY + secrets.token_hex(8)
+
+
+def utc_now() -> str:
+    """Return the time, to the second, as indexes and cards write it: "2026-01-31T12:00:00Z"."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def sync_file(path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from adapterhub.errors import RefNotFound
 
-from .index import Entry, Index
+from .index import Deleted, Entry, Index
 from .ref import LATEST, PROD, Ref
 
 _COMPARED = 1000  # names that are compared, so that an unknown ref costs a server little
@@ -25,7 +25,11 @@ def choose(index: Index, ref: Ref) -> Entry:
         number = index.aliases[ref.alias]
     elif ref == Ref(ref.task):
         number = index.aliases.get(PROD)
-    return index.versions[-1] if number is None else _by_number(index, number)
+    if number is not None:
+        return _by_number(index, number)
+    if not index.versions:
+        raise RefNotFound(f"all versions of task {index.task!r} were deleted; publish one again")
+    return index.versions[-1]
 
 
 def offer(wanted: str, names: Iterable[str]) -> str:
@@ -43,6 +47,11 @@ def offer(wanted: str, names: Iterable[str]) -> str:
 def _by_number(index: Index, number: int) -> Entry:
     entry = index.numbered(number)
     if entry is None:
+        for gone in index.deleted:
+            if gone.entry.version == number:
+                raise RefNotFound(_was_deleted(index, gone))
+        if not index.versions:
+            raise RefNotFound(f"task {index.task!r} has no version {number}; all it had were deleted")
         first, last = index.versions[0].version, index.versions[-1].version
         has = f"versions {first} to {last}" if first < last else f"version {first} only"
         raise RefNotFound(f"task {index.task!r} has no version {number}; it has {has}")
@@ -54,7 +63,16 @@ def _by_digest(index: Index, prefix: str) -> Entry:
     if len(found) == 1:
         return found[0]
     if not found:
+        for gone in index.deleted:
+            if gone.entry.digest.startswith(prefix):
+                raise RefNotFound(_was_deleted(index, gone))
         near = offer(prefix, {entry.digest[: len(prefix)] for entry in index.versions})
         raise RefNotFound(f"task {index.task!r} has no version with digest {prefix!r}; {near}")
     several = ", ".join(f"{index.task}@{entry.version} ({entry.digest[:23]}…)" for entry in found[:5])
     raise RefNotFound(f"{prefix!r} fits {len(found)} versions of task {index.task!r}: {several}; give more digits")
+
+
+def _was_deleted(index: Index, gone: Deleted) -> str:
+    why = f" ({gone.why})" if gone.why else ""
+    ref = f"{index.task}@{gone.entry.version}"
+    return f"{ref} was deleted at {gone.at}{why}; publish the same adapter again to have it back"

@@ -14,7 +14,7 @@ from .ref import check_alias_name, is_digest
 
 INDEX_FILE = "index.json"
 FORMAT = 1
-_KNOWN = frozenset({"format", "task", "base", "base_fingerprint", "versions", "aliases"})
+_KNOWN = frozenset({"format", "task", "base", "base_fingerprint", "versions", "aliases", "history", "deleted"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,50 @@ class Entry:
     card_sha256: str
     created_at: str
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON record."""
+        return {
+            "version": self.version,
+            "digest": self.digest,
+            "card_sha256": self.card_sha256,
+            "created_at": self.created_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """An alias put on `version`, or removed (None); `before` is what it meant until then, `at` UTC, `why` free text."""
+
+    alias: str
+    version: int | None
+    before: int | None
+    at: str
+    why: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON record."""
+        return {"alias": self.alias, "version": self.version, "before": self.before, "at": self.at, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A version that was taken out of the list, at a UTC time; its number is never given to another."""
+
+    entry: Entry
+    at: str
+    why: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON record."""
+        return {**self.entry.to_record(), "deleted_at": self.at, "why": self.why}
+
 
 @dataclass(frozen=True)
 class Index:
     """What `index.json` says; versions in rising order, aliases name → version number, sorted.
 
-    `base` is the name the first version was trained under, `base_fingerprint` what every version must share. Keys of a
-    later program are kept in `extra` and written back.
+    `base` is the name the first version was trained under, `base_fingerprint` what every version must share. `history`
+    has every move of an alias, oldest first. Keys of a later program are kept in `extra` and written back.
     """
 
     task: str
@@ -40,6 +77,8 @@ class Index:
     base_fingerprint: str
     versions: tuple[Entry, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
+    history: tuple[Move, ...] = ()
+    deleted: tuple[Deleted, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self, digest: str) -> Entry | None:
@@ -65,20 +104,36 @@ class Index:
         return names
 
     def with_entry(self, digest: str, card_sha256: str, created_at: str) -> tuple[Index, Entry]:
-        """Return an index that holds `digest` (under its old number, or the next), and its entry."""
+        """Return an index that lists `digest`, under the number it has or once had or the next, and its entry."""
         old = self.find(digest)
         if old is not None:
             entry = replace(old, card_sha256=card_sha256)
-            entries = tuple(entry if each is old else each for each in self.versions)
-            return replace(self, versions=entries), entry
-        number = self.versions[-1].version + 1 if self.versions else 1
-        entry = Entry(number, digest, card_sha256, created_at)
+            return replace(self, versions=tuple(entry if each is old else each for each in self.versions)), entry
+        gone = next((each for each in self.deleted if each.entry.digest == digest), None)
+        if gone is not None:
+            entry = replace(gone.entry, card_sha256=card_sha256)
+            versions = tuple(sorted((*self.versions, entry), key=lambda each: each.version))
+            return replace(self, versions=versions, deleted=tuple(d for d in self.deleted if d is not gone)), entry
+        entry = Entry(self._next, digest, card_sha256, created_at)
         return replace(self, versions=(*self.versions, entry)), entry
 
-    def with_alias(self, alias: str, version: int | None) -> Index:
-        """Return an index whose `alias` points at `version`, or is gone."""
+    def with_alias(self, alias: str, version: int | None, at: str, why: str = "") -> Index:
+        """Return an index whose `alias` points at `version`, or is gone, with that move in its history."""
         kept = {name: number for name, number in self.aliases.items() if name != alias}
-        return replace(self, aliases=kept if version is None else {**kept, alias: version})
+        move = Move(alias, version, self.aliases.get(alias), at, why)
+        aliases = kept if version is None else {**kept, alias: version}
+        return replace(self, aliases=aliases, history=(*self.history, move))
+
+    def without(self, entry: Entry, at: str, why: str = "") -> Index:
+        """Return an index that lists `entry` as deleted."""
+        kept = tuple(each for each in self.versions if each is not entry)
+        return replace(self, versions=kept, deleted=(*self.deleted, Deleted(entry, at, why)))
+
+    @property
+    def _next(self) -> int:
+        """The number of a version that was never here."""
+        numbers = (each.version for each in (*self.versions[-1:], *(gone.entry for gone in self.deleted)))
+        return max(numbers, default=0) + 1
 
     def to_json(self) -> str:
         """Return the canonical text: equal indexes have equal bytes."""
@@ -88,11 +143,10 @@ class Index:
             "task": self.task,
             "base": self.base,
             "base_fingerprint": self.base_fingerprint,
-            "versions": [
-                {"version": e.version, "digest": e.digest, "card_sha256": e.card_sha256, "created_at": e.created_at}
-                for e in self.versions
-            ],
+            "versions": [each.to_record() for each in self.versions],
             "aliases": dict(self.aliases),
+            "history": [each.to_record() for each in self.history],
+            "deleted": [each.to_record() for each in self.deleted],
         }
         return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -105,15 +159,22 @@ class Index:
             entries = tuple(map(_entry, record["versions"]))
             aliases = {check_alias_name(name): int(number) for name, number in sorted(record["aliases"].items())}
             extra = {key: value for key, value in record.items() if key not in _KNOWN}
-            index = cls(task, str(record["base"]), str(record["base_fingerprint"]), entries, aliases, extra)
+            # Registries of earlier programs have neither.
+            history, deleted = (
+                tuple(map(_move, record.get("history", ()))),
+                tuple(map(_gone, record.get("deleted", ()))),
+            )
+            bound = str(record["base"]), str(record["base_fingerprint"])
+            index = cls(task, *bound, entries, aliases, history, deleted, extra)
         except CorruptAdapter:
             raise
         except Exception as error:  # Whatever a stranger's file makes the reader trip over, it is this file's fault.
             raise CorruptAdapter(f"index.json of task {task!r} is damaged ({error!r}); restore it") from error
-        if not entries:
+        if not entries and not deleted:
             raise CorruptAdapter(f"index.json of task {task!r} lists no version; restore it")
-        numbers = [entry.version for entry in entries]
-        if numbers != sorted(set(numbers)) or len({entry.digest for entry in entries}) != len(entries):
+        numbers, ever = [entry.version for entry in entries], [*entries, *(gone.entry for gone in deleted)]
+        twice = any(len({getattr(each, what) for each in ever}) != len(ever) for what in ("version", "digest"))
+        if numbers != sorted(numbers) or twice:
             raise CorruptAdapter(
                 f"index.json of task {task!r} has a version or digest twice or out of order; restore it"
             )
@@ -139,3 +200,12 @@ def _entry(record: Mapping[str, Any]) -> Entry:
     if entry.version < 1:
         raise ValueError(f"version {entry.version} is below 1")
     return entry
+
+
+def _move(record: Mapping[str, Any]) -> Move:
+    version, before = (None if record[key] is None else int(record[key]) for key in ("version", "before"))
+    return Move(check_alias_name(record["alias"]), version, before, str(record["at"]), str(record["why"]))
+
+
+def _gone(record: Mapping[str, Any]) -> Deleted:
+    return Deleted(_entry(record), str(record["deleted_at"]), str(record["why"]))

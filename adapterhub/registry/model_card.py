@@ -12,7 +12,7 @@ import yaml
 from adapterhub.data.task import TaskSpec
 
 from .card import Card
-from .snippet import peft_snippet
+from .snippet import peft_snippet, vllm_command
 
 _METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
@@ -49,6 +49,7 @@ def model_card(card: Card, spec: TaskSpec) -> str:
         _weights(card),
         _use(card, spec),
         _training(card),
+        _lineage(card),
     )
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -179,8 +180,22 @@ def _use(card: Card, spec: TaskSpec) -> str:
         "## Use\n\nWith adapterhub, which serves many such adapters on one base at once:\n\n"
         f"```sh\n{ours}\n```\n\n"
         "With plain PEFT, where `folder` is a downloaded copy of this one or the name of its Hub repository:\n\n"
-        f"```python\n{peft_snippet(card, spec)}```"
+        f"```python\n{peft_snippet(card, spec)}```" + _vllm(card, spec)
     )
+
+
+def _vllm(card: Card, spec: TaskSpec) -> str:
+    command = vllm_command(card, spec)
+    if command is None:
+        return ""
+    name, public_id = str(card.base["name"]), str(card.base["public_id"])
+    if public_id.startswith("local/"):
+        where = "that base's folder"
+    elif card.base.get("derived_from"):
+        where = f"the folder that {_code(f'adapterhub base pull {name}')} names"
+    else:
+        where = _code(public_id)
+    return f"\n\nWith vLLM, where `BASE` is {where}:\n\n```sh\n{command}\n```"
 
 
 def _training(card: Card) -> str:
@@ -188,6 +203,23 @@ def _training(card: Card) -> str:
     if not rows:
         return ""
     return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _lineage(card: Card) -> str:
+    """Say what the version was made from, by hash."""
+    rows = [("made from", _code(parent)) for parent in card.parents]
+    source = card.extra.get("source")
+    if isinstance(source, Mapping):
+        rows.append(("taken from", ", ".join(f"{_text(key)} {_code(value)}" for key, value in source.items())))
+    rows += [
+        (f"{_text(split)} rows", _code(f"sha256:{part['sha256']}"))
+        for split, part in card.data.items()
+        if part.get("sha256")
+    ]
+    if card.git_commit:
+        rows.append(("commit", _code(card.git_commit)))
+    rows.append(("digest", _code(card.digest)))
+    return "\n".join(["## Lineage", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
 
 def _training_rows(card: Card) -> Iterator[tuple[str, str]]:
@@ -202,9 +234,6 @@ def _training_rows(card: Card) -> Iterator[tuple[str, str]]:
             yield _text(key.replace("_", " ")), _code(_short(value))
     if card.packages:
         yield "packages", _code(", ".join(f"{name} {version}" for name, version in card.packages.items()))
-    if card.git_commit:
-        yield "commit", _code(card.git_commit)
-    yield "digest", _code(card.digest)
 
 
 def _short(value: Any) -> Any:

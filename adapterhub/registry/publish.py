@@ -7,30 +7,40 @@ The caller holds the task's lock: hidden folders found here are leftovers of a p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import AdapterHubError, Conflict
 
-from .bundle import CARD_FILE, README_FILE, copy_bundle, digest_folder, folder_name, hash_file, read_text
+from .bundle import (
+    CARD_FILE,
+    README_FILE,
+    copy_bundle,
+    digest_folder,
+    folder_name,
+    hash_file,
+    hash_text,
+    read_attached,
+    read_text,
+)
 from .card import Card
-from .disk import TEMPORARY, remove, replace_file, sync_folder, temporary_name, write_file
+from .disk import TEMPORARY, remove, replace_file, sync_folder, temporary_name, utc_now, write_file
 from .index import INDEX_FILE, Entry, Index
 from .model_card import model_card
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be published: the folder with the digest files, and the card without a digest yet."""
+    """What is to be published: the folder with the digest files, the card without a digest yet, and attached texts."""
 
     task: str
     folder: Path
     card: Card
     spec: TaskSpec
+    attached: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def _list(place: Path, index: Index, digest: str, candidate: Candidate, staged: 
         if not _is_whole(target, digest, old):
             _finish(staged, candidate)
             _swap(staged, target)
-        new, entry = index.with_entry(digest, hash_file(target / CARD_FILE), _now())
+        new, entry = index.with_entry(digest, hash_file(target / CARD_FILE), utc_now())
         if new != index:
             replace_file(place / INDEX_FILE, new.to_json())
     except BaseException:
@@ -111,12 +121,15 @@ def _list(place: Path, index: Index, digest: str, candidate: Candidate, staged: 
 
 def _stamped(candidate: Candidate, digest: str) -> Candidate:
     card = candidate.card
-    card = replace(card, task=candidate.task, digest=digest, created_at=card.created_at or _now())
+    files = {name: hash_text(text) for name, text in sorted(candidate.attached.items())}
+    card = replace(card, task=candidate.task, digest=digest, created_at=card.created_at or utc_now(), files=files)
     return replace(candidate, card=card)
 
 
 def _finish(staged: Path, candidate: Candidate) -> None:
     """Write what is derived; the card last, since its existence says that the rest is whole."""
+    for name, text in candidate.attached.items():
+        write_file(staged / name, text)
     write_file(staged / README_FILE, model_card(candidate.card, candidate.spec))
     replace_file(staged / CARD_FILE, candidate.card.to_json())
 
@@ -137,6 +150,7 @@ def _is_whole(target: Path, digest: str, entry: Entry | None) -> bool:
         card = read_text(target / CARD_FILE)
         if digest_folder(target) != digest or not (target / README_FILE).is_file():
             return False
+        read_attached(target, Card.from_json(card).files)
         listed = entry is None or entry.card_sha256 == hash_file(target / CARD_FILE)
         return listed and Card.from_json(card).digest == digest
     except AdapterHubError:
@@ -151,7 +165,3 @@ def _refuse_collision(index: Index, target: Path, digest: str) -> None:
     for rival in rivals:
         if rival != digest:
             raise Conflict(f"{digest} and {rival} would share the folder {str(target)!r}; publish under another task")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Python that loads a version in plain PEFT, for the model card."""
+"""How a version is loaded in plain PEFT and in vLLM, for the model card."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ with torch.no_grad():
 vector = torch.nn.functional.normalize({pooled}, dim=0)
 print(vector.shape)
 """
+# What --max-lora-rank takes, from its default on.
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 _POOLED = {"mean": "states.mean(0)", "last": "states[-1]", "cls": "states[0]"}
 _ANSWERS = {
     "classification": "print(labels[logits.argmax()])",
@@ -84,6 +86,23 @@ def peft_snippet(card: Card, spec: TaskSpec) -> str:
         return _EMBED.format(**common, text=_text(spec, "text"), pooled=_POOLED[spec.pooling or "mean"])
     labels = json.dumps(list(spec.labels), ensure_ascii=False)
     return _CLASSIFY.format(**common, labels=labels, text=_text(spec, "text"), answer=_answer(spec))
+
+
+def vllm_command(card: Card, spec: TaskSpec) -> str | None:
+    """Return the command that has vLLM serve this adapter on `BASE`; None where vLLM does not take it.
+
+    It loads LoRA for models that write, up to a rank that it is told (16 if it is not), and no DoRA.
+    """
+    lora = card.recipe.get("lora") or {}
+    if spec.kind != "generation" or lora.get("variant") == "dora":
+        return None
+    ranks = [lora.get("rank", 0), *(lora.get("rank_pattern") or {}).values()]
+    rank = max(ranks) * (2 if lora.get("init") == "pissa" else 1)
+    fitting = next((each for each in _VLLM_RANKS if rank <= each), None)
+    if fitting is None:
+        return None
+    most = "" if fitting <= _VLLM_RANKS[0] else f" --max-lora-rank {fitting}"
+    return f"vllm serve BASE --enable-lora{most} --lora-modules {card.task}=ORG/NAME"
 
 
 def _answer(spec: TaskSpec) -> str:

@@ -7,16 +7,18 @@ no lock and writes nothing, so a registry may lie on a read-only disk.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapterhub.data.task import TaskSpec
-from adapterhub.errors import AdapterHubError, BaseMismatch, RefNotFound, UnsafeAdapter, UsageError
+from adapterhub.errors import AdapterHubError, BaseMismatch, Conflict, RefNotFound, UnsafeAdapter, UsageError
 
 from .bundle import TASK_FILE, folder_name, read_text
 from .card import Card
-from .disk import TEMPORARY, explained, locked, replace_file
+from .collect import Freed, ancestors, garbage, unborn
+from .disk import TEMPORARY, explained, locked, remove, replace_file, utc_now
 from .find import choose, offer
-from .index import INDEX_FILE, Entry, Index
+from .index import INDEX_FILE, Entry, Index, Move
 from .publish import Candidate, put
 from .ref import Ref, check_alias_name, check_task_name, is_task_name, parse_ref
 from .verify import Problem, unfinished, verify_task, verify_version
@@ -66,6 +68,13 @@ class Registry:
         index = self._index(ref.task)
         return self._version(index, choose(index, ref))
 
+    def has(self, task: str, digest: str) -> bool:
+        """Say whether `task` has, or had, the version with exactly this digest."""
+        index = self._read_index(check_task_name(task))
+        if index is None:
+            return False
+        return any(each.digest == digest for each in (*index.versions, *(gone.entry for gone in index.deleted)))
+
     def verify(self, ref: str | Ref | None = None) -> list[Problem]:
         """Hash everything again, of one version or of all; returns what is wrong, and notes."""
         if ref is not None:
@@ -84,9 +93,10 @@ class Registry:
                 f"a base with fingerprint {fingerprint}; publish it as another task, or train it on {index.base!r}"
             )
 
-    def publish(self, task: str, folder: Path, card: Card) -> Published:
+    def publish(self, task: str, folder: Path, card: Card, attached: Mapping[str, str] | None = None) -> Published:
         """Make the adapter in `folder` (its three digest files) a version of `task`, and return it.
 
+        `attached` are texts that the version shall carry beside, by the names that ATTACHED_FILES has.
         A digest that is there already keeps its version and card. When this returns, the version is on the disk; if it
         is stopped before, the registry is as it was. Raises BaseMismatch, Conflict, CorruptAdapter, UnsafeAdapter,
         FileMissing, UsageError, Overloaded, and AdapterHubError where the disk refuses.
@@ -101,30 +111,84 @@ class Registry:
             )
         with explained(f"publish to task {task!r} in {str(self.root)!r}"), locked(self.root, task):
             self.check_base(task, spec.base_fingerprint)
-            outcome = put(self.root, self._read_index(task), Candidate(task, folder, card, spec))
+            outcome = put(self.root, self._read_index(task), Candidate(task, folder, card, spec, attached or {}))
         version = self._version(outcome.index, outcome.entry)
         return Published(**vars(version), created=outcome.created)
 
-    def alias(self, task: str, alias: str, ref: str | Ref | None) -> Version | None:
+    def alias(
+        self,
+        task: str,
+        alias: str,
+        ref: str | Ref | None,
+        *,
+        why: str = "",
+        expected: Sequence[int | None] | None = None,
+    ) -> Version | None:
         """Point `alias` at the version `ref` means now and return that version; None removes the alias.
 
-        Raises RefNotFound, NameTaken for a reserved name, UsageError for a bad name or a ref of another task.
+        `why` stays in the history. With `expected` (of one version number, or None) the alias must still mean that:
+        what somebody was told a moment ago still holds. Raises RefNotFound, NameTaken for a reserved name, UsageError
+        for a bad name or a ref of another task, and Conflict where the alias has moved meanwhile.
         """
         check_alias_name(alias)
         self._index(task)
         with explained(f"set alias {alias!r} of task {task!r}"), locked(self.root, task):
             index = self._index(task)
+            now = index.aliases.get(alias)
+            if expected is not None and now not in expected:
+                meant = f"{task}@{now} now" if now else "nothing any more"
+                raise Conflict(f"{task}@{alias} means {meant}: somebody moved it meanwhile; compare again")
             if ref is None:
-                if alias not in index.aliases:
+                if now is None:
                     raise RefNotFound(f"task {task!r} has no alias {alias!r}; {offer(alias, index.aliases)}")
                 target = None
             else:
                 target = self.resolve(ref)
                 if target.task != task:
                     raise UsageError(f"{str(ref)!r} is no version of {task!r}; write {task}@NUMBER")
-            changed = index.with_alias(alias, target.version if target else None)
-            replace_file(self.root / task / INDEX_FILE, changed.to_json())
-        return self.resolve(Ref(task, version=target.version)) if target else None
+            number = target.version if target else None
+            if number != now:
+                replace_file(self.root / task / INDEX_FILE, index.with_alias(alias, number, utc_now(), why).to_json())
+        return self.resolve(Ref(task, version=number)) if number else None
+
+    def history(self, task: str) -> tuple[Move, ...]:
+        """Return every move of a task's aliases, oldest first; raises RefNotFound."""
+        return self._index(task).history
+
+    def delete(self, ref: str | Ref, *, why: str = "") -> Version:
+        """Take the version `ref` means now out of its task's list and return it; its files stay until `gc`.
+
+        Its number is never given to another, and publishing the same adapter brings it back. Raises RefNotFound, and
+        Conflict while an alias means it.
+        """
+        parsed = self._parse(ref) if isinstance(ref, str) else ref
+        self._index(parsed.task)
+        with explained(f"delete {str(ref)!r}"), locked(self.root, parsed.task):
+            index = self._index(parsed.task)
+            entry = choose(index, parsed)
+            version = self._version(index, entry)
+            if version.aliases:
+                names = ", ".join(f"{version.task}@{name}" for name in version.aliases)
+                raise Conflict(f"{version.ref} is what {names} means; move or remove that alias first")
+            replace_file(self.root / parsed.task / INDEX_FILE, index.without(entry, utc_now(), why).to_json())
+        return version
+
+    def gc(self, *, dry_run: bool = False) -> list[Freed]:
+        """Remove what killed writes left behind and what was deleted, unless a listed version was made from it.
+
+        Returns what was removed, or with `dry_run` what would be. Raises CorruptAdapter, before anything is removed,
+        where a task or a card cannot be read: what it needs is not known then.
+        """
+        needed = {digest for task in self.tasks() for version in self.versions(task) for digest in ancestors(version)}
+        freed: list[Freed] = []
+        with explained(f"free what {str(self.root)!r} no longer needs"):
+            for task in sorted({*self.tasks(), *unborn(self.root)}):
+                with locked(self.root, task):
+                    for each in garbage(self.root, task, self._read_index(task), needed):
+                        if not dry_run:
+                            remove(each.path)
+                        freed.append(each)
+        return freed
 
     # Inside
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterhub.errors import AdapterHubError, CorruptAdapter
 
-from .bundle import ALL_FILES, CARD_FILE, README_FILE, folder_name, plain_file
+from .bundle import ALL_FILES, ATTACHED_FILES, CARD_FILE, README_FILE, folder_name, plain_file, read_attached
 from .disk import TEMPORARY
 from .index import INDEX_FILE, Index
 from .version import Version
@@ -16,7 +16,7 @@ from .version import Version
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something found at `where` (a ref or a folder). A `note` is harmless: a leftover that the next publish clears."""
+    """Something found at `where` (a ref or a folder). A `note` is harmless: a leftover."""
 
     where: str
     message: str
@@ -50,9 +50,12 @@ def verify_task(folder: Path, index: Index, versions: Iterable[Version]) -> Iter
         if index.numbered(number) is None:
             yield Problem(f"{index.task}@{name}", f"points at version {number}, which does not exist")
     known = {INDEX_FILE, *(folder_name(entry.digest) for entry in index.versions)}
+    deleted = {folder_name(gone.entry.digest): gone.entry.version for gone in index.deleted}
     for each in sorted(folder.iterdir()):
         if each.name.startswith(TEMPORARY):
             yield unfinished(each)
+        elif each.name in deleted:
+            yield Problem(f"{index.task}@{deleted[each.name]}", "deleted; gc frees its files", note=True)
         elif each.name not in known and (each / CARD_FILE).is_file():
             yield Problem(str(each), "a whole version that is not listed; publish it again to list it", note=True)
         elif each.name not in known:
@@ -61,7 +64,7 @@ def verify_task(folder: Path, index: Index, versions: Iterable[Version]) -> Iter
 
 def unfinished(path: Path) -> Problem:
     """Return the note for what a killed write left behind."""
-    return Problem(str(path), "an unfinished write; the next publish to its task clears it", note=True)
+    return Problem(str(path), "an unfinished write; the next publish to its task clears it, or gc", note=True)
 
 
 def _check_files(version: Version) -> None:
@@ -75,6 +78,9 @@ def _check_card(version: Version) -> None:
     card = version.card()
     if card.digest != version.digest:
         raise CorruptAdapter(f"card.json is that of {card.digest!r}, the index says {version.digest!r}")
+    read_attached(version.path, card.files)
+    if unnamed := [name for name in ATTACHED_FILES if name not in card.files and (version.path / name).exists()]:
+        raise CorruptAdapter(f"{', '.join(unnamed)} lies there, but card.json does not name it; remove it")
 
 
 def _check_readme(version: Version) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import CorruptAdapter
 
-from .bundle import CARD_FILE, TASK_FILE, digest_folder, hash_text, read_text
+from .bundle import CARD_FILE, TASK_FILE, digest_folder, hash_text, read_attached, read_text
 from .card import Card
 
 
@@ -42,6 +42,11 @@ class Version:
         if hash_text(text) != self.card_sha256:
             raise CorruptAdapter(f"card.json of {self.ref} ({self.path}) is not the one that was published; restore it")
         return Card.from_json(text)
+
+    def attached(self, name: str) -> str | None:
+        """Read an attached file, None where the version has none; raises CorruptAdapter where it is another."""
+        files = self.card().files
+        return read_attached(self.path, {name: files[name]})[name] if name in files else None
 
     def spec(self) -> TaskSpec:
         """Read task.json; raises CorruptAdapter."""

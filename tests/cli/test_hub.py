@@ -61,8 +61,12 @@ def test_import_push_pull_keeps_the_digest(shell: Shell) -> None:
     pushed = shell.json("push", "tone", "--repo", "me/tone", "--private", "--registry", "here")
     assert pushed["commit"] == shell.hub.repos["me/tone"].head.sha
     assert shell.hub.repos["me/tone"].private
-    pulled = shell.json("pull", "me/tone", "--as", "mood", "--registry", "there")
+    assert (pushed["changed"], pushed["tag"]) == (True, "v1")
+    again = shell.json("push", "tone", "--repo", "me/tone", "--private", "--registry", "here")
+    assert (again["changed"], again["commit"]) == (False, pushed["commit"])
+    pulled = shell.json("pull", "me/tone@v1", "--as", "mood", "--registry", "there")
     assert pulled["digest"] == made["digest"] == pushed["digest"]
+    assert shell.json("pull", "me/tone", "--registry", "there")["ref"] == "tone@1"
     task = json.loads((Path(str(pulled["path"])) / "task.json").read_text())
     assert task["labels"] == ["glad", "sad"]
     assert (shell.folder / "there" / "mood").is_dir()
@@ -84,8 +88,10 @@ def test_errors_are_one_line_on_stderr_and_exit_code_1(shell: Shell) -> None:
 
 
 def test_wrong_calls_have_exit_code_2(shell: Shell) -> None:
-    assert shell("push", "tone").returncode == 2
-    assert shell("pull", "me/tone").returncode == 2
+    assert shell("push").returncode == 2
+    twice = shell("pull", "me/tone@v1", "--revision", "v2", "--registry", "there")
+    assert twice.returncode == 2
+    assert "give one of them" in twice.stderr
     wrong = shell("pull", "tone", "--as", "mood", "--registry", "there")
     assert wrong.returncode == 2
     assert "write ORG/NAME" in wrong.stderr

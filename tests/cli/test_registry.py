@@ -9,7 +9,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from adapterhub.cli.registry import register
-from adapterhub.errors import RefNotFound, UsageError
+from adapterhub.errors import Conflict, RefNotFound, UsageError
+from adapterhub.registry.bundle import hash_file
 from adapterhub.registry.store import Registry
 from tests.registry.making import make_card, make_folder
 
@@ -132,6 +133,61 @@ def test_verify_says_no_with_exit_code_1(store: Registry) -> None:
     people = invoke(store, "verify", "mail@2")
     assert people.exit_code == 1
     assert "PROBLEM: mail@2" in people.stderr
+
+
+def test_history_tells_when_and_why(store: Registry) -> None:
+    ask(store, "alias", "mail", "prod", "mail@2", "--why", "better on spam")
+    moves = ask(store, "history", "mail")
+    assert [(move["alias"], move["before"], move["version"], move["why"]) for move in moves] == [
+        ("prod", None, 1, ""),
+        ("prod", 1, 2, "better on spam"),
+    ]
+    assert "better on spam" in invoke(store, "history", "mail").stderr
+    assert "none" in invoke(store, "history", "tone").stderr
+
+
+def test_delete_and_gc(store: Registry) -> None:
+    assert isinstance(invoke(store, "delete", "mail@1").exception, Conflict)
+    version = store.resolve("mail@2")
+    assert ask(store, "delete", "mail@2", "--why", "leaked")["digest"] == version.digest
+    assert "mail@2, deleted at" in invoke(store, "gc", "--dry-run").stderr
+    (freed,) = ask(store, "gc")
+    assert freed["path"] == str(version.path)
+    assert freed["bytes"] > 0
+    assert not version.path.exists()
+    assert "removed: none" in invoke(store, "gc").stderr
+
+
+def test_a_task_without_versions_is_listed_as_such(store: Registry) -> None:
+    store.delete("tone@1")
+    rows = {row["task"]: row for row in ask(store, "list")}
+    assert (rows["tone"]["versions"], rows["tone"]["latest"]) == (0, None)
+    assert ask(store, "list", "tone") == []
+
+
+def test_promote_moves_prod_or_another_alias(store: Registry) -> None:
+    moved = ask(store, "promote", "mail@2", "--why", "it is time")
+    assert moved == {"task": "mail", "alias": "prod", "version": 2, "comparison": None}
+    assert store.history("mail")[-1].why == "it is time"
+    assert "mail@canary is now mail@1" in invoke(store, "promote", "mail@1", "--to", "canary").stderr
+    assert isinstance(invoke(store, "promote", "mail@1", "--metric", "accuracy").exception, UsageError)
+    assert isinstance(invoke(store, "promote", "mail@1", "--data", "x.jsonl").exception, UsageError)
+    assert invoke(store, "promote", "mail@1", "--margin", "-1").exit_code == 2
+
+
+def test_export_writes_an_archive_and_says_its_hash(store: Registry, tmp_path: Path) -> None:
+    done = ask(store, "export", "mail@2", "--out", str(tmp_path / "mail.tar"))
+    assert done["sha256"] == hash_file(tmp_path / "mail.tar")
+    assert (done["ref"], done["archive"]) == ("mail@2", str(tmp_path / "mail.tar"))
+
+
+def test_an_export_is_named_after_task_and_digest(
+    store: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    version = store.resolve("mail")
+    assert f"mail@1 is in mail-{version.path.name}.tar" in invoke(store, "export", "mail").stderr
+    assert (tmp_path / f"mail-{version.path.name}.tar").is_file()
 
 
 def test_an_unknown_ref_is_an_error(store: Registry) -> None:

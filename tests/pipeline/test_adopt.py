@@ -400,7 +400,7 @@ def test_pickle_links_and_wrong_folders_are_refused(
     with pytest.raises(UnsafeAdapter, match="symbolic link"):
         take(linked, registry, base)
     (tmp_path / "door").symlink_to(folder)
-    with pytest.raises(FileMissing, match="is not a folder"):
+    with pytest.raises(FileMissing, match="is neither a folder"):
         take(tmp_path / "door", registry, base)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(UnsafeAdapter, match="pickle"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from adapterhub.data.task import Calibration
-from adapterhub.errors import BaseNotFound, CorruptAdapter, FileMissing, NotFound, RefNotFound, UsageError
+from adapterhub.errors import BaseNotFound, Conflict, CorruptAdapter, FileMissing, NotFound, RefNotFound, UsageError
 from adapterhub.pipeline.adopt import Request, adopt
 from adapterhub.pipeline.share import pull, push
 from adapterhub.registry.store import Registry
@@ -65,7 +65,7 @@ def test_push_is_one_commit_of_the_whole_version(hub: HubServer, here: Registry,
     assert repo.private
     assert (repo.head.sha, repo.head.message) == (pushed.commit.sha, f"Publish tone@1 ({version.digest[:19]})")
     assert sorted(set(repo.head.tree) - {".gitattributes"}) == sorted(FILES)
-    for name in FILES[:-1]:
+    for name in FILES[:-1]:  # nothing is attached to it, so the card stays as it is
         assert repo.head.tree[name] == (version.path / name).read_bytes()
     readme = repo.head.tree["README.md"].decode()
     assert "library_name: peft" in readme
@@ -83,6 +83,90 @@ def test_pull_ends_with_the_digest_that_was_pushed(
     assert pulled.card().extra["source"] == {"hub": "me/tone", "commit": commit}
     assert there.verify() == []
     assert not pull("me/tone", there, Request("mood")).created
+
+
+def test_a_version_becomes_a_tag_and_can_be_pulled_by_it(
+    hub: HubServer, here: Registry, there: Registry, base: Path, tmp_path: Path, version: Published
+) -> None:
+    first = push("tone@1", "me/tone", here)
+    newer = adopt(make_stranger(base, tmp_path / "two", labels=3, seed=1), here, Request("tone", base=str(base)))
+    push("tone@2", "me/tone", here, tag="best")
+    assert hub.repos["me/tone"].tags == {"v1": first.commit.sha, "best": hub.repos["me/tone"].head.sha}
+    assert pull("me/tone", there, Request("mood"), revision="v1").digest == version.digest
+    assert pull("me/tone", there, Request("mood"), revision="best").digest == newer.digest
+
+
+def test_pushing_again_changes_nothing(hub: HubServer, here: Registry, version: Published) -> None:
+    first = push("tone", "me/tone", here)
+    again = push("tone", "me/tone", here)
+    assert (first.commit.changed, again.commit.changed) == (True, False)
+    assert again.commit.sha == first.commit.sha
+    assert len(hub.repos["me/tone"].commits) == 2
+
+
+def test_an_older_version_may_be_pushed_again_and_its_tag_stays(
+    hub: HubServer, here: Registry, base: Path, tmp_path: Path, version: Published
+) -> None:
+    first = push("tone@1", "me/tone", here)
+    adopt(make_stranger(base, tmp_path / "two", labels=3, seed=1), here, Request("tone", base=str(base)))
+    push("tone@2", "me/tone", here)
+    back = push("tone@1", "me/tone", here)
+    assert back.commit.changed
+    assert hub.repos["me/tone"].tags["v1"] == first.commit.sha
+
+
+def test_a_tag_of_another_version_is_refused_before_anything_is_committed(
+    hub: HubServer, here: Registry, base: Path, tmp_path: Path, version: Published
+) -> None:
+    push("tone@1", "me/tone", here, tag="stable")
+    adopt(make_stranger(base, tmp_path / "two", labels=3, seed=1), here, Request("tone", base=str(base)))
+    with pytest.raises(Conflict, match="tags do not move; give another"):
+        push("tone@2", "me/tone", here, tag="stable")
+    assert len(hub.repos["me/tone"].commits) == 2
+
+
+@pytest.mark.parametrize("tag", ["", "-v", "a b", "a..b", "x.lock", "v1.", "a/b", "x" * 101])
+def test_a_tag_must_be_a_name(hub: HubServer, here: Registry, version: Published, tag: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a tag"):
+        push("tone", "me/tone", here, tag=tag)
+    assert hub.requests == []
+
+
+def test_what_somebody_else_pushed_is_not_overwritten(
+    hub: HubServer, here: Registry, there: Registry, base: Path, tmp_path: Path, version: Published
+) -> None:
+    push("tone", "me/tone", here)
+    adopt(make_stranger(base, tmp_path / "two", labels=3, seed=1), there, Request("tone", base=str(base)))
+    with pytest.raises(Conflict, match="somebody else pushed it"):
+        push("tone", "me/tone", there)
+    assert len(hub.repos["me/tone"].commits) == 2
+    pull("me/tone", there, Request("tone"))
+    assert push("tone@1", "me/tone", there, tag="mine").commit.changed
+
+
+def test_without_a_repository_it_is_the_tasks_name_in_the_own_account(
+    hub: HubServer, here: Registry, version: Published
+) -> None:
+    assert push("tone", None, here).commit.repo_id == "me/tone"
+
+
+def test_probes_go_to_the_hub_only_when_asked(
+    hub: HubServer, here: Registry, there: Registry, version: Published
+) -> None:
+    attached = {
+        "probes.jsonl": '{"answer": {"label": "glad", "probs": {}}, "fields": {"text": "a"}}\n',
+        "rows.txt": "train a b\n",
+    }
+    kept = here.publish("kept", version.path, version.card(), attached)
+    push("kept", "me/kept", here)
+    assert sorted(set(hub.repos["me/kept"].head.tree) - {".gitattributes"}) == sorted(FILES)
+    pulled = pull("me/kept", there, Request("plain"))
+    assert (pulled.digest, pulled.card().files) == (kept.digest, {})
+    push("kept", "me/kept", here, probes=True, tag="probed")
+    pulled = pull("me/kept", there, Request("probed"))
+    assert pulled.attached("probes.jsonl") == attached["probes.jsonl"]
+    assert pulled.attached("rows.txt") is None
+    assert there.verify() == here.verify() == []
 
 
 def test_a_calibration_goes_to_the_hub_and_back(

@@ -20,6 +20,7 @@ from adapterhub.registry.store import Registry
 
 from .making import make_card, make_folder, snapshot
 
+ATTACHED = {"probes.jsonl": "{}"}
 STEPS = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (shutil, "copyfile"), (os, "open")]
 
 
@@ -66,7 +67,7 @@ def test_a_failing_step_leaves_the_old_state_or_the_new(
             registry.publish("mail", one, make_card())
         before = snapshot(registry.root)
         with failing_at(monkeypatch, number, error) as taken, suppress(seen):
-            registry.publish("mail", two, make_card())
+            registry.publish("mail", two, make_card(), ATTACHED)
             if len(taken) < number:
                 break
         after = snapshot(registry.root)
@@ -75,7 +76,7 @@ def test_a_failing_step_leaves_the_old_state_or_the_new(
             assert registry.resolve("mail").version == (1 if first else 2)
         assert not any(".tmp-" in name for name in after)
         assert not after or registry.verify() == []
-        again = registry.publish("mail", two, make_card())
+        again = registry.publish("mail", two, make_card(), ATTACHED)
         assert again.version == (1 if first else 2)
         assert registry.verify() == []
     else:
@@ -111,7 +112,7 @@ for stop in range(1, 5000):
         if made.exists():
             shutil.copytree(made, place)
         sys.settrace(trace)
-        Registry(place).publish("mail", folder, make_card())
+        Registry(place).publish("mail", folder, make_card(), {"probes.jsonl": "{}"})
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
@@ -142,7 +143,7 @@ def test_kill_9_at_every_line_leaves_the_old_state_or_the_new(
         assert versions in {last - 1, last}
         seen.add(versions)
         assert all(problem.note for problem in registry.verify())
-        again = registry.publish("mail", two, make_card())
+        again = registry.publish("mail", two, make_card(), ATTACHED)
         assert (again.version, again.created) == (last, versions == last - 1)
         assert registry.verify() == []
         assert len(registry.versions("mail")) == last

@@ -247,3 +247,58 @@ def test_training_is_told_in_a_form_people_read() -> None:
     assert "| best | `step 85, metric accuracy, value 0.8` |" in text
     assert "history" not in text
     assert '| training | `{"epochs": 5.0}` |' in text
+
+
+def writer(**changes: Any) -> Card:
+    return make_card(**{**FULL, "kind": "generation", "labels": (), **changes})
+
+
+@pytest.mark.parametrize(
+    ("lora", "flags"),
+    [
+        ({"rank": 8}, ""),
+        ({"rank": 16, "rank_pattern": {"q_proj": 17}}, " --max-lora-rank 32"),
+        ({"rank": 16, "init": "pissa"}, " --max-lora-rank 32"),
+        ({}, ""),
+    ],
+)
+def test_a_task_that_writes_says_how_vllm_serves_it(lora: dict[str, Any], flags: str) -> None:
+    card = writer(recipe={"lora": lora})
+    text = model_card(card, make_spec("generation"))
+    assert f"vllm serve BASE --enable-lora{flags} --lora-modules {card.task}=ORG/NAME" in text
+    assert "With vLLM, where `BASE` is `org/tiny`:" in text
+
+
+@pytest.mark.parametrize(
+    ("base", "where"),
+    [
+        ({"derived_from": "org/tiny, quantised"}, "the folder that `adapterhub base pull tiny` names"),
+        ({"name": "local/tiny", "public_id": "local/tiny", "derived_from": None}, "that base's folder"),
+    ],
+)
+def test_where_vllm_finds_the_base(base: dict[str, Any], where: str) -> None:
+    card = writer(base={**make_card().base, **base})
+    assert f"With vLLM, where `BASE` is {where}:" in model_card(card, make_spec("generation"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [("classification", {"rank": 8}), ("generation", {"rank": 8, "variant": "dora"}), ("generation", {"rank": 600})],
+)
+def test_nothing_is_said_of_vllm_where_it_does_not_take_it(kind: str, lora: dict[str, Any]) -> None:
+    card = writer(kind=kind, recipe={"lora": lora})
+    assert "vllm" not in model_card(card, make_spec(kind)).lower()
+
+
+def test_lineage_names_what_it_was_made_from_by_hash() -> None:
+    parent, data = "sha256:" + "d" * 64, "e" * 64
+    extra = {"source": {"hub": "them/tone", "commit": "f" * 40}}
+    changes = {"parents": (parent,), "extra": extra, "data": {"train": {"name": "t.jsonl", "rows": 3, "sha256": data}}}
+    lineage = model_card(make_card(**{**FULL, **changes}), make_spec()).split("## Lineage")[1]
+    for said in (
+        f"| made from | `{parent}` |",
+        "| taken from | hub `them/tone`, commit",
+        f"| train rows | `sha256:{data}` |",
+        FULL["digest"],
+    ):
+        assert said in lineage

@@ -16,7 +16,7 @@ from adapterhub.errors import (
     UsageError,
 )
 from adapterhub.registry import disk, publish, store
-from adapterhub.registry.bundle import ALL_FILES, digest_folder
+from adapterhub.registry.bundle import ALL_FILES, ATTACHED_FILES, digest_folder
 from adapterhub.registry.index import Index
 from adapterhub.registry.ref import Ref
 from adapterhub.registry.store import Registry
@@ -44,7 +44,7 @@ def test_publish_makes_numbered_versions_that_read_back(registry: Registry, tmp_
     assert (first.ref, first.created, second.ref, second.created) == ("mail@1", True, "mail@2", True)
     assert first.digest == digest_folder(folder) == digest_folder(first.path)
     assert first.path == registry.root / "mail" / first.digest[7:23]
-    assert sorted(each.name for each in first.path.iterdir()) == sorted(ALL_FILES)
+    assert sorted(each.name for each in first.path.iterdir()) == sorted({*ALL_FILES} - {*ATTACHED_FILES})
     assert registry.tasks() == ["mail"]
     assert [each.version for each in registry.versions("mail")] == [1, 2]
     assert first.spec() == make_spec()
@@ -209,7 +209,10 @@ def test_index_is_canonical_and_keeps_what_it_does_not_know(registry: Registry) 
     path = registry.root / "mail" / "index.json"
     record = json.loads(path.read_text())
     assert path.read_text() == json.dumps(record, indent=2, sort_keys=True) + "\n"
-    assert set(record) == {"format", "task", "base", "base_fingerprint", "versions", "aliases"}
+    assert set(record) == {
+        *("format", "task", "base", "base_fingerprint"),
+        *("versions", "aliases", "history", "deleted"),
+    }
     assert set(record["versions"][0]) == {"version", "digest", "card_sha256", "created_at"}
     path.write_text(json.dumps({**record, "owner": "support"}))
     put(registry, b"two")
@@ -263,7 +266,7 @@ def test_two_digests_with_the_same_folder_name_are_an_error(
 
 def test_publishing_again_heals_a_damaged_version(registry: Registry) -> None:
     version = put(registry, b"one")
-    for name in ALL_FILES:
+    for name in sorted({*ALL_FILES} - {*ATTACHED_FILES}):
         (version.path / name).unlink()
         assert registry.verify("mail@1")
         healed = put(registry, b"one")

@@ -89,7 +89,7 @@ def share(successes: int, rows: int) -> Metric:
 
 def accuracy(gold: Sequence[Any], predicted: Sequence[Any]) -> Metric:
     """Return the share of rows whose prediction equals the gold label; None, no label given, equals none."""
-    _check_rows(gold, predicted)
+    check_rows(gold, predicted)
     return share(sum(want == got for want, got in zip(gold, predicted, strict=True)), len(gold))
 
 
@@ -98,8 +98,8 @@ def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
 
     Where both are JSON objects or arrays they are compared as values: the order of keys and spacing do not matter.
     """
-    _check_rows(gold, predicted)
-    return share(sum(map(_matches, gold, predicted)), len(gold))
+    check_rows(gold, predicted)
+    return share(sum(map(is_match, gold, predicted)), len(gold))
 
 
 def macro_f1(gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str] = ()) -> Metric:
@@ -121,16 +121,25 @@ def multilabel_f1(
     """
     import numpy as np
 
-    _check_rows(gold, predicted)
-    names = sorted(set(labels) or {label for row in (*gold, *predicted) for label in row})
-    want, got = _indicators(gold, names), _indicators(predicted, names)
-    hits, support = (want * got).astype(np.float64), (want + got).astype(np.float64)  # [rows, labels]
-    micro, macro = _both_f1(hits.sum(0)[None], support.sum(0)[None])
-    boots = [_both_f1(weights @ hits, weights @ support) for weights in _resamples(len(gold))]
+    hits, support = label_counts(gold, predicted, labels)
+    micro, macro = both_f1(hits.sum(0)[None], support.sum(0)[None])
+    boots = [both_f1(weights @ hits, weights @ support) for weights in resamples(len(gold))]
     return {
         "micro_f1": _with_interval(float(micro[0]), np.concatenate([boot[0] for boot in boots])),
         "macro_f1": _with_interval(float(macro[0]), np.concatenate([boot[1] for boot in boots])),
     }
+
+
+def label_counts(
+    gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return hits, and labels given by either, [rows, labels] both: what `both_f1` takes sums of."""
+    import numpy as np
+
+    check_rows(gold, predicted)
+    names = sorted(set(labels) or {label for row in (*gold, *predicted) for label in row})
+    want, got = _indicators(gold, names), _indicators(predicted, names)
+    return (want * got).astype(np.float64), (want + got).astype(np.float64)
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> Metric:
@@ -143,12 +152,12 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> Me
     """
     import numpy as np
 
-    _check_rows(right, confidences)
+    check_rows(right, confidences)
     sure = np.asarray(confidences, np.float64)
     bins = np.clip(np.ceil(sure * BINS) - 1, 0, BINS - 1).astype(np.int64)
     gaps = np.zeros((len(sure), BINS))  # each row's part of its bin's distance
     gaps[np.arange(len(sure)), bins] = sure - np.asarray(right, np.float64)
-    boots = [np.abs(weights @ gaps).sum(1) / len(sure) for weights in _resamples(len(sure))]
+    boots = [np.abs(weights @ gaps).sum(1) / len(sure) for weights in resamples(len(sure))]
     return _with_interval(float(np.abs(gaps.sum(0)).sum() / len(sure)), np.concatenate(boots))
 
 
@@ -178,13 +187,13 @@ def auroc(higher: Sequence[float], lower: Sequence[float]) -> Metric:
         shares: NDArray[np.float64] = np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
         return shares
 
-    boots = np.concatenate([area(weights) for weights in _resamples(len(values))])
+    boots = np.concatenate([area(weights) for weights in resamples(len(values))])
     return _with_interval(float(area(np.ones((1, len(values))))[0]), boots[~np.isnan(boots)])
 
 
 def rejection_recall(predicted: Sequence[str | None]) -> Metric:
     """Return the share of rows that were given no label; all of them belong to none."""
-    _check_rows(predicted, predicted)
+    check_rows(predicted, predicted)
     return share(sum(label is None for label in predicted), len(predicted))
 
 
@@ -196,15 +205,22 @@ def field_f1(gold: Sequence[str], predicted: Sequence[str]) -> Metric:
     """
     import numpy as np
 
-    _check_rows(gold, predicted)
+    hits, support = field_counts(gold, predicted)
+    value, _ = both_f1(hits.sum(0)[None], support.sum(0)[None])
+    boots = [both_f1(weights @ hits, weights @ support)[0] for weights in resamples(len(gold))]
+    return _with_interval(float(value[0]), np.concatenate(boots))
+
+
+def field_counts(gold: Sequence[str], predicted: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return right (field, value) pairs, and pairs in either, [rows, 1] both, as `field_f1` counts them."""
+    import numpy as np
+
+    check_rows(gold, predicted)
     want, got = [_pairs(text) for text in gold], [_pairs(text) for text in predicted]
-    hits = np.array([len(a & b) for a, b in zip(want, got, strict=True)], np.float64)[:, None]  # [rows, 1]
+    hits = np.array([len(a & b) for a, b in zip(want, got, strict=True)], np.float64)[:, None]
     counts = [len(a) + len(b) for a, b in zip(want, got, strict=True)]
     wrong = [not count and not isinstance(_parsed(text), dict) for count, text in zip(counts, predicted, strict=True)]
-    support = np.array(counts, np.float64)[:, None] + np.array(wrong, np.float64)[:, None]
-    value, _ = _both_f1(hits.sum(0)[None], support.sum(0)[None])
-    boots = [_both_f1(weights @ hits, weights @ support)[0] for weights in _resamples(len(gold))]
-    return _with_interval(float(value[0]), np.concatenate(boots))
+    return hits, np.array(counts, np.float64)[:, None] + np.array(wrong, np.float64)[:, None]
 
 
 def retrieval(places: Sequence[int]) -> dict[str, Metric]:
@@ -214,7 +230,7 @@ def retrieval(places: Sequence[int]) -> dict[str, Metric]:
     if not places:
         raise ValueError("no ranks; expected some")
     reciprocal = 1 / np.array(places, np.float64)
-    boots = [weights @ reciprocal / len(places) for weights in _resamples(len(places))]
+    boots = [weights @ reciprocal / len(places) for weights in resamples(len(places))]
     return {
         "recall_at_1": share(sum(place <= 1 for place in places), len(places)),
         "recall_at_5": share(sum(place <= 5 for place in places), len(places)),
@@ -243,7 +259,8 @@ def ranks(
     return found
 
 
-def _check_rows(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
+def check_rows(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
+    """Raise ValueError where there are no rows, or not as many answers as gold ones."""
     if len(gold) != len(predicted) or not gold:
         raise ValueError(f"{len(gold)} gold answers and {len(predicted)} predictions; expected as many, and some")
 
@@ -256,10 +273,10 @@ def _with_interval(value: float, boots: NDArray[np.floating[Any]]) -> Metric:
     return Metric(value, min(low, value), max(high, value))
 
 
-def _both_f1(
+def both_f1(
     hits: NDArray[np.floating[Any]], support: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """Micro and macro F1 = 2·hits / (gold + predicted) of counts [resamples, labels]; both [resamples]."""
+    """Return micro and macro F1 = 2·hits / (gold + predicted) of counts [resamples, labels]; both [resamples]."""
     import numpy as np
 
     total = support.sum(1)
@@ -270,7 +287,7 @@ def _both_f1(
     return micro, macro
 
 
-def _resamples(rows: int) -> Iterator[NDArray[np.float64]]:
+def resamples(rows: int) -> Iterator[NDArray[np.float64]]:
     """Yield blocks of how often each row was drawn, [resamples of this block, rows]; RESAMPLES in all.
 
     As floating point, so that counting a resample's hits and support is one matrix product.
@@ -309,7 +326,8 @@ def _number(digits: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
-def _matches(gold: str, predicted: str | None) -> bool:
+def is_match(gold: str, predicted: str | None) -> bool:
+    """Say whether a completion equals the gold one, as `exact_match` has it."""
     if predicted is None:
         return False
     if gold.strip() == predicted.strip():

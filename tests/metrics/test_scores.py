@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub import metrics
 from adapterhub.metrics import (
     Metric,
     accuracy,
@@ -22,7 +21,10 @@ from adapterhub.metrics import (
     macro_f1,
     multilabel_f1,
     rank_correlation,
+    ranks,
     rejection_recall,
+    retrieval,
+    scores,
 )
 
 labels = st.sampled_from("abcd")
@@ -78,27 +80,27 @@ def test_ranks_are_counted_one_by_one(seed: int, rows: int, texts: int) -> None:
         1 + sum(query @ pool[t] >= query @ pool[mine] for t in range(texts) if t not in also)
         for query, mine, also in zip(queries, own, right, strict=True)
     ]
-    assert metrics.ranks(queries, pool, own, right) == slow
+    assert ranks(queries, pool, own, right) == slow
 
 
 def test_ranks_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     dice = np.random.default_rng(0)
     queries, pool = dice.normal(size=(20, 4)), dice.normal(size=(9, 4))
     own = dice.integers(9, size=20).tolist()
-    whole = metrics.ranks(queries, pool, own, [{each} for each in own])
-    monkeypatch.setattr(metrics, "_CHUNK_CELLS", 20)
-    assert metrics.ranks(queries, pool, own, [{each} for each in own]) == whole
+    whole = ranks(queries, pool, own, [{each} for each in own])
+    monkeypatch.setattr(scores, "_CHUNK_CELLS", 20)
+    assert ranks(queries, pool, own, [{each} for each in own]) == whole
 
 
 def test_retrieval_of_a_worked_example() -> None:
-    found = metrics.retrieval([1, 2, 1, 10, 5])
+    found = retrieval([1, 2, 1, 10, 5])
     assert found["recall_at_1"].value == 2 / 5
     assert found["recall_at_5"].value == 4 / 5
     assert found["mrr"].value == pytest.approx((1 + 0.5 + 1 + 0.1 + 0.2) / 5)
     assert all(holds(metric) for metric in found.values())
-    assert metrics.retrieval([1] * 9)["mrr"] == Metric(1.0, 1.0, 1.0)
+    assert retrieval([1] * 9)["mrr"] == Metric(1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="no ranks"):
-        metrics.retrieval([])
+        retrieval([])
 
 
 def test_wilson_interval_of_a_worked_example() -> None:
@@ -225,7 +227,7 @@ def test_equal_inputs_give_equal_intervals_whatever_the_blocks(monkeypatch: pyte
     gold, predicted = list("abcabcabca") * 3, list("abcabbabca") * 3
     whole = macro_f1(gold, predicted)
     assert macro_f1(gold, predicted) == whole
-    monkeypatch.setattr(metrics, "_CHUNK_CELLS", 30 * 7)
+    monkeypatch.setattr(scores, "_CHUNK_CELLS", 30 * 7)
     assert macro_f1(gold, predicted) == whole
 
 
