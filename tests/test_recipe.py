@@ -83,6 +83,7 @@ def test_the_smallest_recipe_has_its_defaults(tmp_path: Path) -> None:
             "early_stopping": None,
         },
         "calibration": {"temperature": "auto", "reject_below": "none"},
+        "probes": 4,
     }
     assert json.loads(json.dumps(recipe.to_record())) == recipe.to_record()
 
