@@ -93,10 +93,13 @@ def open_repo(repo_id: str, *, private: bool) -> str:
         return str(info.sha)
 
 
-def push_folder(repo_id: str, files: Mapping[str, Path | bytes], *, message: str, parent: str) -> Commit:
+def push_folder(
+    repo_id: str, files: Mapping[str, Path | bytes], *, message: str, parent: str, remove: Sequence[str] = ()
+) -> Commit:
     """Write `files` (path in the repository → file or content) as one commit on top of the commit `parent`.
 
-    Refused with Conflict when the branch no longer stands there. Unchanged files make no commit; `parent` is returned.
+    Files named in `remove` go, where they are there. Refused with Conflict when the branch no longer stands at
+    `parent`. Unchanged files make no commit; `parent` is returned.
     What was uploaded before a push broke off is not uploaded again.
     """
     hub = _client()
@@ -104,20 +107,29 @@ def push_folder(repo_id: str, files: Mapping[str, Path | bytes], *, message: str
 
     def commit() -> Commit:
         operations = [hub.CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        operations += [hub.CommitOperationDelete(name) for name in there]
         try:
             done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=parent)
         except hub.errors.HfHubHTTPError as error:
             # The answer to an earlier try may have been lost on the way: then the commit on top of `parent` is ours.
             if getattr(error.response, "status_code", None) != _STALE:
                 raise
-            last = api.list_repo_commits(repo_id)[:2]
-            if [last[0].title, *(each.commit_id for each in last[1:])] != [message, parent]:
+            if (sha := made()) is None:
                 raise
-            sha = str(last[0].commit_id)
             return Commit(repo_id, sha, f"{_endpoint()}/{repo_id}/commit/{sha}")
+        # Where nothing changed the client answers with what the branch stands at now, whoever made that.
+        if done.oid != parent and made() != done.oid:
+            raise Conflict(_STATUS_RULES[_STALE][1].format(repo=repr(repo_id)))
         return Commit(repo_id, done.oid, done.commit_url, changed=done.oid != parent)
 
+    def made() -> str | None:
+        """Return the last commit, if it is this push's."""
+        last = api.list_repo_commits(repo_id)[:2]
+        ours = [last[0].title, *(each.commit_id for each in last[1:])] == [message, parent]
+        return str(last[0].commit_id) if ours else None
+
     with _translated(repo_id):
+        there = [name for name in remove if api.file_exists(repo_id, name, revision=parent)]
         return _patiently(commit)
 
 

@@ -72,6 +72,7 @@ def test_push_makes_one_commit_with_all_files_in_the_order_of_the_wire(hub: HubS
         f"PUT /lfs/{oid}",
         "POST /lfs/verify",
         "POST /api/models/me/tone/commit/main",
+        "GET /api/models/me/tone/commits/main",
     ]
 
 

@@ -57,17 +57,18 @@ def rebase(
     from .train_progress import progress_for
 
     screen, store = console(), Registry(Registry.locate(registry))
+    bases = Bases([base, *(old_bases or [])])
     moves = plan(
         refs,
         base,
         store,
+        bases=bases,
         folders=data or [Path(), Path("recipes")],
         suffix=suffix,
         overrides=overrides or (),
         changed_data=changed_data,
     )
     tell = (lambda each: emit(each.to_record())) if as_json else (lambda _: None)
-    bases = Bases([base, *(old_bases or [])])
     outcomes = run(moves, store, progress_for(screen), bases=bases, watch=watched, tell=tell)
     done = [each for each in outcomes if isinstance(each, Rebased)]
     for each in done:
@@ -87,7 +88,7 @@ def table(rebased: Rebased) -> Table:
     from rich.table import Table
 
     title = f"{rebased.old.ref} to {rebased.new.published.ref}"
-    found = Table("metric", "old", "new", "difference", "p", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    found = Table("metric", "old", "new", "difference", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     comparison = rebased.comparison
     differences = {} if comparison is None else comparison.differences
     for name, metric in rebased.metrics[1].items():
@@ -97,10 +98,10 @@ def table(rebased: Rebased) -> Table:
             row.append(f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})")
         elif old is not None:
             row.append(f"{metric.value - old.value:+.3f}")
-        # McNemar's test is of right and wrong rows, which is what the first metric counts.
-        first = comparison is not None and name == next(iter(differences))
-        found.add_row(*row, *([f"{comparison.mcnemar.p:.3g}"] if comparison is not None and first else []))
+        found.add_row(*row)
     if comparison is not None:
+        test = comparison.mcnemar
+        found.add_row("rows only one has right", str(test.lost), str(test.gained), f"McNemar's exact p = {test.p:.3g}")
         rates = [comparison.count / seconds for seconds in comparison.seconds]
         found.add_row(
             "rows answered a second", f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{rates[1] / rates[0]:.2f} times"

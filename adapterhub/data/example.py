@@ -85,6 +85,24 @@ class Example:
         return self.fields.get("negative")
 
 
+# Which fields are the answer, by kind; to another kind a field of that name is one like any other.
+ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("label",),
+    "multilabel": ("labels",),
+    "generation": ("completion",),
+    "preference": ("completion", "chosen", "rejected"),
+    "embedding": ("positive", "negative"),
+}
+
+
+def asked_of(example: Example, kind: str) -> dict[str, Any]:
+    """Return the fields of an example of a kind without its gold answer: of messages those before the last turn."""
+    fields = {name: value for name, value in example.fields.items() if name not in ANSWERS[kind]}
+    if (messages := example.prompt_messages) is not None:
+        fields["messages"] = list(messages)
+    return fields
+
+
 def open_turns(messages: Any) -> tuple[dict[str, str], ...]:
     """Return role and content of `messages` up to the turn to be written: a final assistant turn is left out.
 

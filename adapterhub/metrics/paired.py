@@ -23,7 +23,12 @@ from .scores import (
     is_match,
     label_counts,
     resamples,
+    share,
 )
+
+# Metrics that are shares of right rows, and the 95% quantile of the normal distribution.
+PROPORTIONS = ("accuracy", "exact_match")
+_Z90 = 1.6448536269514722
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the second system's metric is: `value` with its 95% interval, and the 5% quantile `least`.
+    """How much higher the second system's metric is: `value` with its 95% interval, and the 5% lower bound `least`.
 
     "Not worse by more than m", at 5% error, is `least` >= -m (a one-sided test of non-inferiority).
     """
@@ -88,11 +93,35 @@ def differences(
     values = [evaluate(kind, gold, answers, labels) for answers in (one, other)]
     found: dict[str, Difference] = {}
     for name, (a, b) in _boots(kind, gold, one, other, labels):
-        boots = b - a
-        least, low, high = (float(each) for each in np.quantile(boots, [0.05, 0.025, 0.975]))
+        if name not in values[0]:
+            continue  # fields are compared where all gold completions have some
+        least, low, high = (float(each) for each in np.quantile(b - a, [0.05, 0.025, 0.975]))
         value = values[1][name].value - values[0][name].value
+        if name in PROPORTIONS:
+            right = [[is_right(kind, w, g) for w, g in zip(gold, each, strict=True)] for each in (one, other)]
+            least = paired_bound(right[0], right[1])
         found[name] = Difference(value, min(low, value), max(high, value), min(least, value))
     return {name: found[name] for name in values[0]}
+
+
+def paired_bound(one: Sequence[bool], other: Sequence[bool]) -> float:
+    """Return the 5% lower bound of how much more often `other` is right, which says little where rows are few.
+
+    The hybrid score interval of paired proportions: Newcombe, "Improved confidence intervals for the difference between
+    binomial proportions based on paired data", Statistics in Medicine 17 (1998), method 8. Unlike a bootstrap it has
+    width where no row was lost.
+    """
+    check_rows(one, other)
+    rows = len(one)
+    both = sum(a and b for a, b in zip(one, other, strict=True))
+    lost = sum(a and not b for a, b in zip(one, other, strict=True))
+    gained = sum(b and not a for a, b in zip(one, other, strict=True))
+    neither = rows - both - lost - gained
+    before, after = share(both + lost, rows, _Z90), share(both + gained, rows, _Z90)
+    spread = (both + lost) * (neither + gained) * (both + gained) * (neither + lost)
+    phi = (both * neither - lost * gained) / math.sqrt(spread) if spread else 0.0
+    down, up = after.value - after.low, before.high - before.value
+    return after.value - before.value - math.sqrt(max(0.0, down**2 - 2 * phi * down * up + up**2))
 
 
 def _boots(

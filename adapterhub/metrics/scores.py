@@ -76,12 +76,12 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def share(successes: int, rows: int) -> Metric:
-    """Return a share of rows with Wilson's score interval."""
+def share(successes: int, rows: int, z: float = _Z95) -> Metric:
+    """Return a share of rows with Wilson's score interval, of 95% unless `z` is another normal quantile."""
     value = successes / rows
-    center = value + _Z95**2 / (2 * rows)
-    spread = _Z95 * math.sqrt(value * (1 - value) / rows + _Z95**2 / (4 * rows**2))
-    scale = 1 + _Z95**2 / rows
+    center = value + z**2 / (2 * rows)
+    spread = z * math.sqrt(value * (1 - value) / rows + z**2 / (4 * rows**2))
+    scale = 1 + z**2 / rows
     return Metric(
         value, min(value, max(0.0, (center - spread) / scale)), max(value, min(1.0, (center + spread) / scale))
     )

@@ -23,7 +23,7 @@ from adapterhub.errors import (
     UsageError,
 )
 from adapterhub.registry.archive import is_archive, unpack
-from adapterhub.registry.bundle import CARD_FILE, TASK_FILE, digest_folder, read_attached, read_text
+from adapterhub.registry.bundle import ATTACHED_FILES, CARD_FILE, TASK_FILE, digest_folder, read_attached, read_text
 from adapterhub.registry.card import Card
 from adapterhub.registry.model_card import model_card
 from adapterhub.registry.provenance import package_versions
@@ -35,6 +35,7 @@ from .canonical import canonical
 from .fit import check_on_base, check_rules
 from .peft_record import read_record
 
+_BASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]{1,95})?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -110,7 +111,8 @@ def _keep(folder: Path, registry: Registry, request: Request, progress: Progress
         check_on_base(weights, tensors, spec, base)
     extra = {**card.extra, "source": dict(request.source)} if request.source else card.extra
     # A repository may have been given fewer of the attached files than the version had.
-    attached = read_attached(folder, {name: each for name, each in card.files.items() if (folder / name).exists()})
+    gone = {name for name in ATTACHED_FILES if not (folder / name).exists()}
+    attached = read_attached(folder, {name: each for name, each in card.files.items() if name not in gone})
     return registry.publish(request.task, folder, replace(card, extra=extra), attached)
 
 
@@ -153,6 +155,10 @@ def _read_card(folder: Path, spec: TaskSpec) -> Card:
         raise CorruptAdapter(f"{path} is not a card that can be read: {error!r}") from error
     if wrong:
         raise CorruptAdapter(f"{path}: base.{wrong[0]} is {card.base[wrong[0]]!r}, expected a text")
+    for key, value in (("public_id", card.base["public_id"]), ("name", card.public().base["name"])):
+        # A stranger's card: whatever could be a path here is refused, and a name never ends in a folder of ours.
+        if not _BASE_NAME.fullmatch(value) or ".." in value:
+            raise CorruptAdapter(f"{path}: base.{key} is {value!r:.80}, which names no base")
     return card
 
 

@@ -213,9 +213,10 @@ def _publish(
 def _attached(prepared: Prepared, hub: AdapterHub, folder: Path, examples: Sequence[Example]) -> dict[str, str]:
     """Return what the version carries beside its adapter: probes, and which rows made it, as hashes."""
     splits, count = prepared.splits, prepared.recipe.probes
-    found = {ROWS_FILE: rows_text({"train": splits.train, "validation": splits.validation, "test": splits.test})}
+    kind, rows = prepared.recipe.kind, {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    found = {ROWS_FILE: rows_text(rows, kind)}
     if count:
-        found[PROBES_FILE] = take_probes(hub, hub.folder(folder), choose_probes(examples, count))
+        found[PROBES_FILE] = take_probes(hub, hub.folder(folder), choose_probes(examples, count), kind)
     return found
 
 

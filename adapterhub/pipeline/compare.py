@@ -14,7 +14,7 @@ from adapterhub.base.source import Base
 from adapterhub.data.example import Example
 from adapterhub.data.files import read_examples
 from adapterhub.data.task import TaskSpec, a_task
-from adapterhub.errors import Conflict, UsageError
+from adapterhub.errors import Conflict, FileMissing, UsageError
 from adapterhub.metrics import Difference, McNemar, Metric, differences, evaluate, is_right, mcnemar
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from adapterhub.runtime.hub import AdapterHub
     from adapterhub.runtime.target import Prediction
 
+# What can be compared row by row, by kind; and rows below which a resampled F1 says nothing.
+_METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("micro_f1", "macro_f1"),
+    "generation": ("exact_match", "field_f1"),
+}
+_LEAST_ROWS = 20
 Watch = Callable[[Iterator[Any], int], Iterator[Any]]
 """Wraps an iterator of that many answers, to show how far it is."""
 
@@ -88,7 +95,8 @@ class Comparison:
 class Gate:
     """What a promotion must pass: `metric` on the rows of `data` may not be worse by more than `margin`.
 
-    Tested on the same rows, at 5% error: too few rows cannot show it, and then it is not passed.
+    Tested on the same rows, at 5% error: too few rows cannot show it, and then it is not passed. The label that counts
+    is the likeliest one, also where a task would rather give none.
     """
 
     metric: str
@@ -161,6 +169,8 @@ def promote(
     metric that the task does not have, and what `compare` and `Registry.alias` raise.
     """
     new = registry.resolve(ref)
+    if gate is not None:
+        _check_gate(gate, new.spec())
     now = next((each for each in registry.versions(new.task) if alias in each.aliases), None)
     comparison = None
     if gate is not None and now is not None and now.digest != new.digest:
@@ -171,9 +181,21 @@ def promote(
     return moved, comparison
 
 
+def _check_gate(gate: Gate, spec: TaskSpec) -> None:
+    """Raise UsageError or FileMissing for what no rows could pass, before they are answered."""
+    if gate.metric not in (known := _METRICS.get(spec.kind, ())):
+        raise UsageError(
+            f"there is no metric {gate.metric!r} to promote by; it may be {', '.join(known) or 'none here'}"
+        )
+    if not gate.data.is_file():
+        raise FileMissing(f"{gate.data}: there is no such file to measure on")
+
+
 def _check(gate: Gate, found: Comparison, place: str) -> None:
     if gate.metric not in found.differences:
-        raise UsageError(f"there is no metric {gate.metric!r}; it may be {', '.join(found.differences)}")
+        raise UsageError(f"{found.data} gives no {gate.metric!r}; it may be {', '.join(found.differences)}")
+    if found.count < _LEAST_ROWS:
+        raise Conflict(f"{found.count} rows cannot show it; measure on {_LEAST_ROWS} at least")
     difference = found.differences[gate.metric]
     if difference.least >= -gate.margin:
         return

@@ -27,7 +27,8 @@ class SplitChange:
     @property
     def same(self) -> bool:
         """Whether both saw equal rows."""
-        return self.first is not None and self.second is not None and self.first["sha256"] == self.second["sha256"]
+        hashes = [None if side is None else side.get("sha256") for side in (self.first, self.second)]
+        return hashes[0] is not None and hashes[0] == hashes[1]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.data.example import Example
+from adapterhub.data.example import Example, asked_of
 from adapterhub.errors import AdapterHubError, CorruptAdapter
 from adapterhub.registry.bundle import PROBES_FILE
 from adapterhub.registry.store import Registry
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MOST_PROBABILITY_DRIFT = 0.02
 LEAST_COSINE = 0.999
 COMPLETION_TOKENS = 32
-_ANSWER_FIELDS = frozenset({"label", "labels", "completion", "chosen", "rejected", "positive", "negative"})
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ def choose_probes(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[index * len(examples) // count] for index in range(count)]
 
 
-def take_probes(hub: AdapterHub, target: Target, examples: Sequence[Example]) -> str:
-    """Ask `examples` and return what PROBES_FILE holds: a line of JSON a probe; no gold answer is in it."""
-    asked = [_question(example) for example in examples]
+def take_probes(hub: AdapterHub, target: Target, examples: Sequence[Example], kind: str) -> str:
+    """Ask `examples`, rows of a recipe's kind; return what PROBES_FILE holds: a line of JSON a probe, nothing gold."""
+    asked = [asked_of(example, kind) for example in examples]
     return "".join(
         json.dumps({"fields": fields, "answer": _rounded(answer.to_record())}, ensure_ascii=False, sort_keys=True)
         + "\n"
@@ -60,9 +59,10 @@ def read_probes(version: Version) -> list[Probe]:
     """Return a version's probes, empty where it keeps none; raises CorruptAdapter."""
     text = version.attached(PROBES_FILE)
     try:
-        records = [json.loads(line) for line in (text or "").splitlines()]
-        return [Probe(dict(record["fields"]), dict(record["answer"])) for record in records]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        # Not splitlines: a text may hold other characters that end a line.
+        records = [json.loads(line) for line in (text or "").split("\n") if line]
+        return [Probe(dict(record["fields"]), _checked(record["answer"])) for record in records]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptAdapter(f"{PROBES_FILE} of {version.ref} holds something else than probes: {error!r}") from error
 
 
@@ -131,11 +131,16 @@ def _answers(hub: AdapterHub, target: Target, asked: Sequence[Mapping[str, Any]]
     return hub.answers(target, asked, **options)
 
 
-def _question(example: Example) -> dict[str, Any]:
-    fields = {name: value for name, value in example.fields.items() if name not in _ANSWER_FIELDS}
-    if (messages := example.prompt_messages) is not None:
-        fields["messages"] = list(messages)
-    return fields
+def _checked(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer of the shape that `take_probes` writes; raises what reading another shape raises."""
+    found = dict(answer)
+    if "vector" in found:
+        found["vector"] = [float(each) for each in [*found["vector"]]]
+    elif "probs" in found:
+        found["probs"] = {str(label): float(chance) for label, chance in found["probs"].items()}
+    else:
+        found["completion"] = str(found["completion"])
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ def plan(
     registry: Registry,
     *,
     folders: Sequence[Path],
+    bases: Bases | None = None,
     suffix: str | None = None,
     overrides: Sequence[str] = (),
     changed_data: bool = False,
@@ -80,7 +81,9 @@ def plan(
     rows that the card recorded unless `changed_data`. The new task is called TASK-SUFFIX, by default after the base.
     Raises UsageError, FileMissing, DataError, and what reading recipes and bases raises.
     """
-    fingerprint = open_base(base).fingerprint
+    fingerprint, bases = open_base(base).fingerprint, Bases() if bases is None else bases
+    if wrong := [each for each in overrides if each.partition("=")[0].strip() in ("task", "base", "init")]:
+        raise UsageError(f"--set {wrong[0]}: the task, the base and where it begins are the rebase's own; leave it out")
     moves = []
     for ref in refs:
         old = registry.resolve(ref)
@@ -91,7 +94,10 @@ def plan(
             raise UsageError(
                 f"the card of {old.ref} holds no recipe (it was imported), so it cannot be made anew; write a recipe"
             )
+        bases.of(old)  # it answers the same rows in the end
         name = check_task_name(f"{old.task}-{suffix or _slug(base)}")
+        registry.check_base(name, fingerprint)
+        _check_held_out(card, old, overrides, changed_data=changed_data)
         recipe = _recipe(card, old, name, base, folders, overrides)
         if not changed_data:
             _check_rows(recipe, card, old)
@@ -116,6 +122,11 @@ def rebase(
     The new card names the old version's digest as its parent. One that fails does not stop the others.
     """
     parents = {move.recipe.task: move.old.digest for move in moves}
+    for move in moves:
+        if move.card.recipe.get("init"):
+            progress.stage(
+                f"{move.recipe.task}: {move.old.ref} began at {move.card.recipe['init']}; this one begins anew"
+            )
     outcomes = build_all([move.recipe for move in moves], registry, progress, parents=parents)
     found: list[Rebased | AdapterHubError] = []
     for move, outcome in zip(moves, outcomes, strict=True):
@@ -137,7 +148,10 @@ def _judge(
 ) -> Rebased:
     old, new = move.old, built.published
     if move.card.kind == "embedding" or move.recipe.kind == "preference":
-        before = {name: Metric(**metric) for name, metric in move.card.metrics.items()}
+        was, now = (each.data.get(built.measured_on, {}) for each in (move.card, new.card()))
+        same = was.get("sha256") == now.get("sha256")
+        metrics = move.card.metrics if same else {}
+        before = {name: Metric(each["value"], each["low"], each["high"]) for name, each in metrics.items()}
         return Rebased(old, built, (before, built.metrics), None)
     examples = read_splits(move.recipe).measured[1]
     progress.stage(f"{old.ref} and {new.ref}: answering the same {len(examples)} rows")
@@ -148,10 +162,45 @@ def _judge(
 def _recipe(
     card: Card, old: Version, name: str, base: str, folders: Sequence[Path], overrides: Sequence[str]
 ) -> Recipe:
+    """Return the card's recipe for another base, as if it lay where its data are found."""
     record = {**_plain(card.recipe), "task": name, "base": base, "init": None}
-    record["data"] = _located(record.get("data", {}), old, folders)
-    # As if the recipe stood here: where the data are is absolute by now.
-    return recipe_from(record, Path(f"{old.ref} (card.json)"), overrides)
+    training, lora, data = (_section(record, key, old) for key in ("training", "lora", "data"))
+    if training.get("batch_tokens") is not None:
+        training.pop("batch_size", None)
+    if lora.get("alpha") == 2 * lora.get("rank", 0):
+        lora.pop("alpha")  # the default, which follows the rank
+    names = [str(each) for each in _names(data) if not str(each).startswith(_PREFIX)]
+    home = next((folder for folder in folders if all((folder / each).is_file() for each in names)), None)
+    if home is None:
+        home, found = Path(), {each: str(_find(each, old, folders)) for each in names}
+        if len(set(found.values())) < len(set(names)):
+            raise FileMissing(
+                f"two of the files that {old.ref} was made from ({', '.join(names)}) are found as one; say where its "
+                "data are with --data FOLDER, so that each lies under the path it had"
+            )
+        data = _replaced(data, found)
+    return recipe_from({**record, "training": training, "lora": lora, "data": data}, home / "rebase", overrides)
+
+
+def _section(record: Mapping[str, Any], key: str, old: Version) -> dict[str, Any]:
+    """Return a section of a card's recipe; raises UsageError where a stranger's card has something else there."""
+    section = record.get(key) or {}
+    if not isinstance(section, dict):
+        raise UsageError(f"the recipe on the card of {old.ref} has {key} {section!r:.80}; write a recipe")
+    return section
+
+
+def _check_held_out(card: Card, old: Version, overrides: Sequence[str], *, changed_data: bool) -> None:
+    """Raise UsageError where other rows would be held out to judge by than were: the old version learnt from them."""
+    data = card.recipe.get("data")
+    if not isinstance(data, Mapping) or data.get("validation") is not None or data.get("test") is not None:
+        return
+    touched = [each for each in overrides if each.partition("=")[0].strip() in ("training.seed", "prompt.template")]
+    if changed_data or touched:
+        raise UsageError(
+            f"{old.ref} held its validation rows out of train, and {touched[0] if touched else '--changed-data'} would "
+            "hold out others, which it learnt from; name rows that it did not see, with --set data.test=FILE"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -160,27 +209,33 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _located(data: Mapping[str, Any], old: Version, folders: Sequence[Path]) -> dict[str, Any]:
-    """Return a recipe's `data` with the place of each file, in out_of_scope too."""
-    found: dict[str, Any] = {}
-    for split, name in data.items():
+def _names(data: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a recipe's `data` names, out_of_scope too."""
+    for name in data.values():
         if isinstance(name, Mapping):
-            found[split] = _located(name, old, folders)
-        elif name is None or str(name).startswith(_PREFIX):
-            found[split] = name
-        else:
-            found[split] = str(_find(str(name), old, folders))
-    return found
+            yield from _names(name)
+        elif name is not None:
+            yield name
+
+
+def _replaced(data: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        split: _replaced(name, places) if isinstance(name, Mapping) else places.get(name, name)
+        for split, name in data.items()
+    }
 
 
 def _find(name: str, old: Version, folders: Sequence[Path]) -> Path:
+    """Return where a file lies: under the path it had in any folder, else under its bare name in just one."""
     for folder in folders:
-        for place in (folder / name, folder / Path(name).name):
-            if place.is_file():
-                return place.absolute()
-    looked = ", ".join(map(str, folders))
+        if (folder / name).is_file():
+            return (folder / name).absolute()
+    bare = {(folder / Path(name).name).absolute() for folder in folders if (folder / Path(name).name).is_file()}
+    if len(bare) == 1:
+        return bare.pop()
+    looked, where = ", ".join(map(str, folders)), f"in {len(bare)} of" if bare else "in none of"
     raise FileMissing(
-        f"{old.ref} was made from {name!r}, which lies in none of: {looked}; say where its data are with --data FOLDER"
+        f"{old.ref} was made from {name!r}, which lies {where}: {looked}; say where its data are with --data FOLDER"
     )
 
 
@@ -188,10 +243,10 @@ def _check_rows(recipe: Recipe, card: Card, old: Version) -> None:
     """Raise DataError where the rows are not those that the version was made from."""
     for split, now in read_splits(recipe).to_record().items():
         was = card.data.get(split)
-        if was is not None and was["sha256"] != now["sha256"]:
+        if was is not None and was.get("sha256") != now["sha256"]:
             raise DataError(
-                f"the {split} rows of {old.ref} are not what they were ({was['rows']} then, {now['rows']} now in "
-                f"{now['name']}); bring the old file back, or rebase on the rows of now with --changed-data"
+                f"the {split} rows of {old.ref} are not what they were ({was.get('rows', '?')} then, {now['rows']} now "
+                f"in {now['name']}); bring the old file back, or rebase on the rows of now with --changed-data"
             )
 
 

@@ -73,12 +73,12 @@ def push(
 
     The commit gets a tag, "v3" for version 3 unless `tag` names another. `repo_id` None takes the task's name in the
     account of the token. The version's probes, which are rows of its data, go along only with `probes`. What is there
-    already makes no commit.
+    already makes no commit. A tag that names an earlier commit of the same version stays where it is.
 
     The files are hashed again first: what does not verify is not pushed. Raises CorruptAdapter, RefNotFound,
     UsageError, HubError (also for a public repository where a private one was asked for), and Conflict where somebody
-    else committed meanwhile, where the repository holds a version that this registry does not have, or where the tag
-    names another commit.
+    else committed meanwhile, where the repository holds something else than a version of this task, or where the tag
+    names another version.
     """
     if repo_id is not None:
         check_repo_id(repo_id)
@@ -97,7 +97,10 @@ def push(
             f"tag {tag!r} of {repo_id!r} names {there or 'something that is no version'}, not {version.digest}, and "
             "tags do not move; give another with --tag"
         )
-    commit = push_folder(repo_id, files, message=f"Publish {version.ref} ({version.digest[:19]})", parent=parent)
+    # What an earlier push took along and this one does not: its card no longer names it, and it may be private.
+    stale = [PROBES_FILE] if PROBES_FILE not in files else []
+    message = f"Publish {version.ref} ({version.digest[:19]})"
+    commit = push_folder(repo_id, files, message=message, parent=parent, remove=stale)
     if named is None:
         put_tag(repo_id, tag, commit.sha)
     return Pushed(version, commit, tag)
@@ -126,6 +129,10 @@ def _files(version: Version, repo_id: str, *, probes: bool) -> dict[str, Path | 
 def _check_known(repo_id: str, commit: str, task: str, registry: Registry) -> None:
     """Raise Conflict where the repository holds a version that is not one of the task's: somebody else pushed it."""
     digest = _digest_at(repo_id, commit)
+    if digest is None:
+        model = download_snapshot(repo_id, commit, allow_patterns=["adapter_config.json", "config.json"])
+        if any((model / name).is_file() for name in ("adapter_config.json", "config.json")):
+            raise Conflict(f"{repo_id!r} holds a model that was not pushed from a registry; push to another repository")
     if digest is not None and not registry.has(task, digest):
         raise Conflict(
             f"{repo_id!r} holds {digest[:23]}, which is no version of {task!r} here: somebody else pushed it. "

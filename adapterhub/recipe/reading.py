@@ -70,8 +70,12 @@ def _override(record: dict[str, Any], text: str) -> tuple[str, ...]:
 
 
 def _replace_length(record: dict[str, Any], overridden: set[tuple[str, ...]]) -> None:
-    """Drop the file's epochs where steps were overridden, and the other way round: the override is meant instead."""
-    for given, other in (("epochs", "steps"), ("steps", "epochs")):
+    """Drop the file's epochs where steps were overridden, and the other way round: the override is meant instead.
+
+    So with rows and tokens of a batch.
+    """
+    pairs = (("epochs", "steps"), ("batch_size", "batch_tokens"))
+    for given, other in (*pairs, *(pair[::-1] for pair in pairs)):
         training = record.get("training")
         replaced = ("training", given) in overridden and ("training", other) not in overridden
         if replaced and isinstance(training, dict):

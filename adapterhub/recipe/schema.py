@@ -283,6 +283,8 @@ class Recipe(Section):
         """
         record = self.model_dump(mode="json")
         record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
+        if record["training"]["batch_tokens"] is not None:
+            del record["training"]["batch_size"]  # a default that is not used; both together are refused
         return record
 
 

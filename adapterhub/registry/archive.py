@@ -15,13 +15,15 @@ from typing import IO, Any
 
 from adapterhub.errors import CorruptAdapter, FileMissing, UnsafeAdapter
 
-from .bundle import ALL_FILES, DIGEST_FILES, digest_of, hash_file
+from .bundle import ALL_FILES, CARD_FILE, DIGEST_FILES, README_FILE, digest_of, hash_file
 from .disk import explained, sync_file, sync_folder, temporary_name
+from .verify import verify_version
 from .version import Version
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _MOST_MANIFEST_BYTES = 1 << 16
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
 def export(version: Version, target: Path) -> str:
@@ -30,9 +32,9 @@ def export(version: Version, target: Path) -> str:
     The files are hashed first: what is not as published is not exported. Raises CorruptAdapter, and AdapterHubError
     where the disk refuses.
     """
-    version.check()
-    version.card()
-    names = [name for name in ALL_FILES if (version.path / name).is_file()]
+    for problem in verify_version(version):
+        raise CorruptAdapter(f"{version.ref} does not verify, so it was not exported: {problem.message}")
+    names = [*DIGEST_FILES, CARD_FILE, README_FILE, *version.card().files]
     hashes = {name: hash_file(version.path / name) for name in names}
     manifest = {"format": FORMAT, "task": version.task, "digest": version.digest, "files": hashes}
     with explained(f"export {version.ref} to {str(target)!r}"):
@@ -52,7 +54,8 @@ def export(version: Version, target: Path) -> str:
 
 def is_archive(path: Path) -> bool:
     """Say whether a path is a file that may be an exported version."""
-    return path.is_file() and not path.is_symlink() and tarfile.is_tarfile(path)
+    with explained(f"read {str(path)!r}"):
+        return path.is_file() and not path.is_symlink() and tarfile.is_tarfile(path)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -64,8 +67,8 @@ def unpack(archive: Path, folder: Path) -> None:
     if not is_archive(archive):
         raise FileMissing(f"{str(archive)!r} is no archive that adapterhub registry export wrote")
     try:
-        with tarfile.open(archive, "r:") as tar:
-            hashes = _unpack(tar, folder, str(archive))
+        with explained(f"unpack {str(archive)!r}"), tarfile.open(archive, "r:") as tar:
+            hashes = _unpack(tar, folder, str(archive), archive.stat().st_size)
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptAdapter(f"{str(archive)!r} is damaged ({error}); export it again") from error
     if missing := [name for name in DIGEST_FILES if name not in hashes]:
@@ -89,21 +92,19 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return header
 
 
-def _unpack(tar: tarfile.TarFile, folder: Path, archive: str) -> Mapping[str, str]:
-    first = tar.next()
-    if first is None or first.name != MANIFEST or not first.isreg() or first.size > _MOST_MANIFEST_BYTES:
-        raise CorruptAdapter(f"{archive!r} does not begin with {MANIFEST}; it is no exported version")
-    manifest: dict[str, Any] = json.loads(_content(tar, first).read())
-    if manifest["format"] != FORMAT:
-        raise CorruptAdapter(f"{archive!r} has format {manifest['format']!r}; this program reads {FORMAT}: upgrade it")
+def _unpack(tar: tarfile.TarFile, folder: Path, archive: str, size: int) -> Mapping[str, str]:
+    manifest = _manifest(tar, archive)
     hashes = {str(name): str(digest) for name, digest in manifest["files"].items()}
     left = set(hashes)
     while (member := tar.next()) is not None:
-        if member.name not in ALL_FILES or not member.isreg():
+        if member.name not in ALL_FILES or member.type not in _PLAIN or member.issparse():
             raise UnsafeAdapter(f"{archive!r} holds {member.name!r}, which no version has; nothing of it was taken")
         if member.name not in left:
             raise CorruptAdapter(f"{archive!r} holds {member.name!r} twice, or its manifest does not name it")
         left.remove(member.name)
+        # What is not compressed cannot be larger than the archive.
+        if member.size > size:
+            raise CorruptAdapter(f"{member.name} in {archive!r} is larger than the archive; fetch it again")
         with (folder / member.name).open("xb") as file:
             content = _content(tar, member)
             while block := content.read(1 << 20):
@@ -116,6 +117,22 @@ def _unpack(tar: tarfile.TarFile, folder: Path, archive: str) -> Mapping[str, st
     if len(found) == len(DIGEST_FILES) and digest_of(found) != manifest["digest"]:
         raise CorruptAdapter(f"the files in {archive!r} are not those of its digest {manifest['digest']!r}")
     return hashes
+
+
+def _manifest(tar: tarfile.TarFile, archive: str) -> dict[str, Any]:
+    first = tar.next()
+    if (
+        first is None
+        or first.name != MANIFEST
+        or first.type not in _PLAIN
+        or first.issparse()
+        or first.size > _MOST_MANIFEST_BYTES
+    ):
+        raise CorruptAdapter(f"{archive!r} does not begin with {MANIFEST}; it is no exported version")
+    manifest: dict[str, Any] = json.loads(_content(tar, first).read())
+    if manifest["format"] != FORMAT:
+        raise CorruptAdapter(f"{archive!r} has format {manifest['format']!r}; this program reads {FORMAT}: upgrade it")
+    return manifest
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from .version import Version
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """Something of a task that is not needed: where it is, what it was, and how many bytes it takes."""
+    """Something of a task that is not listed: where it is, what it was, its bytes, and a version's digest."""
 
     path: Path
     what: str
     size: int
+    digest: str | None = None
 
     def to_record(self) -> dict[str, object]:
         """Return the JSON record."""
@@ -46,28 +47,33 @@ def unborn(root: Path) -> Iterator[str]:
             yield task
 
 
-def garbage(root: Path, task: str, index: Index | None, needed: Collection[str]) -> Iterator[Freed]:
-    """Yield what may go of a task, whose lock the caller holds: so a hidden folder is nobody's work at hand."""
+def garbage(root: Path, task: str, index: Index | None) -> Iterator[Freed]:
+    """Yield what may go of a task, whose lock the caller holds: so a hidden folder is nobody's work at hand.
+
+    Whether a listed version was made from one of the versions is for the caller to ask.
+    """
     for path in list(leftovers(root, task)):
         yield Freed(path, "an unfinished write", _size(path))
     if index is None:
         return
     for gone in index.deleted:
         path = root / task / folder_name(gone.entry.digest)
-        if gone.entry.digest not in needed and path.is_dir() and not path.is_symlink():
-            yield Freed(path, f"{task}@{gone.entry.version}, deleted at {gone.at}", _size(path))
+        if path.is_dir() and not path.is_symlink():
+            what = f"{task}@{gone.entry.version}, deleted at {gone.at}"
+            yield Freed(path, what, _size(path), gone.entry.digest)
     known = {folder_name(each.digest) for each in (*index.versions, *(gone.entry for gone in index.deleted))}
     for path in sorted((root / task).iterdir()):
-        if path.name not in known and not path.is_symlink() and (path / CARD_FILE).is_file() and _is_orphan(path):
-            yield Freed(path, "a version that a killed publish did not come to list", _size(path))
+        if path.name not in known and not path.is_symlink() and (digest := _orphan(path)) is not None:
+            yield Freed(path, "a version that a killed publish did not come to list", _size(path), digest)
 
 
-def _is_orphan(folder: Path) -> bool:
-    """Say whether a folder's card is that of the digest in its name; a stranger's folder is left alone."""
+def _orphan(folder: Path) -> str | None:
+    """Return the digest on a folder's card, where that is the folder's name; a stranger's folder is left alone."""
     try:
-        return folder_name(Card.from_json((folder / CARD_FILE).read_text(encoding="utf-8")).digest) == folder.name
+        digest = Card.from_json((folder / CARD_FILE).read_text(encoding="utf-8")).digest
     except (AdapterHubError, OSError, ValueError):
-        return False
+        return None
+    return digest if is_digest(digest) and folder_name(digest) == folder.name else None
 
 
 def _size(path: Path) -> int:

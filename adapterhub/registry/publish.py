@@ -102,9 +102,10 @@ def _list(place: Path, index: Index, digest: str, candidate: Candidate, staged: 
     """Make `digest` a listed version: keep what lies there if it is whole, else put `staged` in its place."""
     target = place / folder_name(digest)
     old = index.find(digest)
+    gone = next((each.entry for each in index.deleted if each.entry.digest == digest), None)
     _refuse_collision(index, target, digest)
     try:
-        if not _is_whole(target, digest, old):
+        if not _is_whole(target, digest, old or gone):
             _finish(staged, candidate)
             _swap(staged, target)
         new, entry = index.with_entry(digest, hash_file(target / CARD_FILE), utc_now())

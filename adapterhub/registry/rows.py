@@ -1,7 +1,7 @@
 """Which rows an adapter was made from, as hashes: enough to say what was added, removed or relabelled since.
 
 A line a row, `split input answer`, sorted: sha256 of what is asked and of what is answered, 16 hex digits each. Short
-texts can be guessed from a hash, so the file stays where the version was made unless somebody says otherwise.
+texts can be guessed from a hash, so the file goes to no Hub; an exported archive has it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.data.example import Example
+from adapterhub.data.example import ANSWERS, Example, asked_of
+from adapterhub.errors import CorruptAdapter
 
-_ANSWER_FIELDS = ("label", "labels", "completion", "chosen", "rejected", "positive", "negative")
+from .bundle import ROWS_FILE
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class RowsChange:
         return dict(vars(self))
 
 
-def rows_text(splits: Mapping[str, Iterable[Example]]) -> str:
-    """Return what ROWS_FILE holds for the examples of each split."""
-    lines = (f"{split} {_asked(each)} {_answered(each)}\n" for split, examples in splits.items() for each in examples)
-    return "".join(sorted(lines))
+def rows_text(splits: Mapping[str, Iterable[Example]], kind: str) -> str:
+    """Return what ROWS_FILE holds for the examples, of one kind, of each split."""
+    found = (
+        f"{split} {_hash(asked_of(each, kind))} {_answered(each, kind)}\n"
+        for split, examples in splits.items()
+        for each in examples
+    )
+    return "".join(sorted(found))
 
 
 def compare_rows(before: str, after: str) -> dict[str, RowsChange]:
-    """Return by split what changed between two such texts.
+    """Return by split what changed between two such texts; raises CorruptAdapter for what is none.
 
     A row that is there with another answer was relabelled; several rows may ask the same.
     """
@@ -62,21 +67,17 @@ def _change(old: Mapping[str, Counter[str]], new: Mapping[str, Counter[str]]) ->
 def _read(text: str) -> dict[str, dict[str, Counter[str]]]:
     found: dict[str, dict[str, Counter[str]]] = {}
     for line in text.splitlines():
-        split, asked, answer = line.rsplit(" ", 2)
+        parts = line.rsplit(" ", 2)
+        if len(parts) != 3:
+            raise CorruptAdapter(f"{ROWS_FILE} has the line {line!r:.80}; expected a split and two hashes")
+        split, asked, answer = parts
         found.setdefault(split, {}).setdefault(asked, Counter())[answer] += 1
     return found
 
 
-def _asked(example: Example) -> str:
-    fields = {name: value for name, value in example.fields.items() if name not in _ANSWER_FIELDS}
-    if example.prompt_messages is not None:
-        fields["messages"] = list(example.prompt_messages)
-    return _hash(fields)
-
-
-def _answered(example: Example) -> str:
-    fields = {name: value for name, value in example.fields.items() if name in _ANSWER_FIELDS}
-    return _hash([fields, example.completion, example.weight, example.probs])
+def _answered(example: Example, kind: str) -> str:
+    fields = {name: value for name, value in example.fields.items() if name in ANSWERS[kind]}
+    return _hash([fields, example.completion if kind == "generation" else None, example.weight, example.probs])
 
 
 def _hash(value: Any) -> str:

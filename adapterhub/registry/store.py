@@ -179,18 +179,27 @@ class Registry:
         Returns what was removed, or with `dry_run` what would be. Raises CorruptAdapter, before anything is removed,
         where a task or a card cannot be read: what it needs is not known then.
         """
-        needed = {digest for task in self.tasks() for version in self.versions(task) for digest in ancestors(version)}
+        self._needed()
         freed: list[Freed] = []
         with explained(f"free what {str(self.root)!r} no longer needs"):
             for task in sorted({*self.tasks(), *unborn(self.root)}):
                 with locked(self.root, task):
-                    for each in garbage(self.root, task, self._read_index(task), needed):
+                    found = list(garbage(self.root, task, self._read_index(task)))
+                    # Asked only now: another process may have published a version that was made from one of these.
+                    needed = self._needed() if any(each.digest for each in found) else set()
+                    for each in found:
+                        if each.digest in needed:
+                            continue
                         if not dry_run:
                             remove(each.path)
                         freed.append(each)
         return freed
 
     # Inside
+
+    def _needed(self) -> set[str]:
+        """Return the digests that listed versions were made from."""
+        return {digest for task in self.tasks() for version in self.versions(task) for digest in ancestors(version)}
 
     def _read_index(self, task: str) -> Index | None:
         """Return a task's index, None where there is none; `task` is checked before it becomes a path."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.metrics import McNemar, differences, evaluate, is_right, mcnemar
+from adapterhub.metrics.paired import paired_bound
 from adapterhub.metrics.scores import Kind, resamples
 
 labels = st.sampled_from("abc")
@@ -114,3 +115,26 @@ def test_rows_must_be_as_many() -> None:
         differences("classification", ["a"], ["a"], [])
     with pytest.raises(ValueError, match="some"):
         mcnemar([], [])
+
+
+def test_free_text_is_compared_too() -> None:
+    found = differences("generation", ["yes", "no"] * 20, ["yes", "yes"] * 20, ["yes", "no"] * 20)
+    assert list(found) == ["exact_match"]
+    assert found["exact_match"].value == 0.5
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_few_rows_show_little_even_where_none_was_lost(rows: int) -> None:
+    assert paired_bound([True] * rows, [True] * rows) < -1.2 / rows
+    assert paired_bound([True] * 1000, [True] * 1000) > -0.003
+
+
+def test_the_bound_is_below_the_true_difference_nineteen_times_in_twenty() -> None:
+    draw = random.Random(0)
+    below = 0
+    for _ in range(600):
+        one = [draw.random() < 0.85 for _ in range(120)]
+        other = [right if draw.random() < 0.9 else draw.random() < 0.6 for right in one]
+        # Nine in ten as before, else 0.6: 0.9 * 0.85 + 0.1 * 0.6 - 0.85.
+        below += paired_bound(one, other) <= -0.025
+    assert below / 600 > 0.92

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.data.example import Example
+from adapterhub.errors import CorruptAdapter
 from adapterhub.registry.rows import RowsChange, compare_rows, rows_text
 
 pairs = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=12)
@@ -18,7 +19,7 @@ def example(**fields: Any) -> Example:
 
 
 def text(rows: list[tuple[str, str]]) -> str:
-    return rows_text({"train": [example(text=asked, label=label) for asked, label in rows]})
+    return rows_text({"train": [example(text=asked, label=label) for asked, label in rows]}, "classification")
 
 
 @given(pairs, pairs)
@@ -39,22 +40,37 @@ def test_a_row_with_another_answer_was_relabelled() -> None:
 
 def test_a_split_that_came_or_went_is_told() -> None:
     rows = [example(text="a", label="x")]
-    found = compare_rows(rows_text({"train": rows}), rows_text({"out_of_scope.test": rows}))
+    found = compare_rows(
+        rows_text({"train": rows}, "classification"), rows_text({"out_of_scope.test": rows}, "classification")
+    )
     assert found == {"train": RowsChange(0, 1, 0, 0), "out_of_scope.test": RowsChange(1, 0, 0, 0)}
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "relabelled"),
+    ("kind", "one", "other", "relabelled"),
     [
-        ({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "d"}, True),
-        ({"prompt": "p", "chosen": "c", "rejected": "d"}, {"prompt": "p", "chosen": "d", "rejected": "c"}, True),
-        ({"text": "p", "positive": "c"}, {"text": "q", "positive": "c"}, False),
+        ("generation", {"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "d"}, True),
         (
+            "preference",
+            {"prompt": "p", "chosen": "c", "rejected": "d"},
+            {"prompt": "p", "chosen": "d", "rejected": "c"},
+            True,
+        ),
+        ("embedding", {"text": "p", "positive": "c"}, {"text": "q", "positive": "c"}, False),
+        (
+            "generation",
+            {"prompt": "p", "label": "c", "completion": "e"},
+            {"prompt": "p", "label": "d", "completion": "e"},
+            False,
+        ),
+        (
+            "generation",
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "b"}]},
             True,
         ),
         (
+            "generation",
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
             {"messages": [{"role": "user", "content": "v"}, {"role": "assistant", "content": "a"}]},
             False,
@@ -62,11 +78,16 @@ def test_a_split_that_came_or_went_is_told() -> None:
     ],
 )
 def test_what_is_asked_and_what_is_answered_are_told_apart_in_every_kind(
-    one: dict[str, Any], other: dict[str, Any], relabelled: bool
+    kind: str, one: dict[str, Any], other: dict[str, Any], relabelled: bool
 ) -> None:
-    found = compare_rows(rows_text({"t": [example(**one)]}), rows_text({"t": [example(**other)]}))["t"]
+    found = compare_rows(rows_text({"t": [example(**one)]}, kind), rows_text({"t": [example(**other)]}, kind))["t"]
     assert found == (RowsChange(0, 0, 1, 0) if relabelled else RowsChange(1, 1, 0, 0))
 
 
 def test_no_text_stands_in_it() -> None:
     assert "secret" not in text([("secret", "secret")])
+
+
+def test_a_strangers_rows_are_refused() -> None:
+    with pytest.raises(CorruptAdapter, match="expected a split and two hashes"):
+        compare_rows("train a b\nnonsense\n", "")
