@@ -28,7 +28,8 @@ def test_a_difference_is_that_of_the_metrics_and_lies_in_its_interval(found: lis
     a, b = (evaluate("classification", gold, each, "abc") for each in (one, other))
     for name, difference in differences("classification", gold, one, other, "abc").items():
         assert difference.value == pytest.approx(b[name].value - a[name].value)
-        assert difference.low <= difference.least <= difference.value <= difference.high
+        assert difference.low <= difference.value <= difference.high
+        assert difference.least <= difference.value
 
 
 @given(rows)
@@ -85,7 +86,8 @@ def test_the_least_is_what_a_one_sided_test_compares_with_the_margin() -> None:
     gold = ["a"] * 400
     one = [draw.choice("aaab") for _ in gold]
     same = differences("classification", gold, one, one)["accuracy"]
-    assert (same.value, same.least) == (0, 0)
+    assert same.value == 0
+    assert -0.01 < same.least <= 0
     worse = ["b" if row % 10 == 0 else answer for row, answer in enumerate(one)]
     found = differences("classification", gold, one, worse)["accuracy"]
     assert -0.12 < found.low < found.least < found.value < 0
@@ -125,7 +127,7 @@ def test_free_text_is_compared_too() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_few_rows_show_little_even_where_none_was_lost(rows: int) -> None:
-    assert paired_bound([True] * rows, [True] * rows) < -1.2 / rows
+    assert paired_bound([True] * rows, [True] * rows) < -1.2 / (rows + 1)
     assert paired_bound([True] * 1000, [True] * 1000) > -0.003
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.base.source import open_base
-from adapterhub.errors import Conflict, DataError, FileMissing, UsageError
+from adapterhub.errors import BaseNotFound, Conflict, DataError, FileMissing, UsageError
 from adapterhub.pipeline import probes
 from adapterhub.pipeline.adopt import Request, adopt
 from adapterhub.pipeline.bases import Bases
@@ -142,14 +142,14 @@ def test_a_better_version_passes_the_gate_and_a_worse_one_does_not(
 def test_promoting_what_is_there_asks_nothing(world: Path, registry: Registry, bases: Bases) -> None:
     promote("toy@2", "prod", registry)
     version, comparison = promote(
-        "toy@2", "prod", registry, gate=Gate("accuracy", world / "none.jsonl", 0.0), bases=bases
+        "toy@2", "prod", registry, gate=Gate("accuracy", world / "test.jsonl", 0.0), bases=bases
     )
     assert (version.version, comparison) == (2, None)
 
 
 def test_an_unknown_metric_is_told_with_those_there_are(world: Path, registry: Registry, bases: Bases) -> None:
     promote("toy@1", "prod", registry)
-    with pytest.raises(UsageError, match=r"no metric 'f1'; it may be accuracy, macro_f1"):
+    with pytest.raises(UsageError, match=r"no metric 'f1' to promote by; it may be accuracy, macro_f1"):
         promote("toy@2", "prod", registry, gate=Gate("f1", world / "test.jsonl", 0.0), bases=bases)
 
 
@@ -309,7 +309,7 @@ def test_an_exported_version_is_imported_with_digest_card_and_probes(
 
 
 def test_tasks_move_to_another_base_and_are_compared(world: Path, registry: Registry, bases: Bases) -> None:
-    moves = plan(["toy@2"], str(world / "base-2"), registry, folders=[world], changed_data=True)
+    moves = plan(["toy@2"], str(world / "base-2"), registry, bases=bases, folders=[world], changed_data=True)
     assert [move.recipe.task for move in moves] == ["toy-base-2"]
     told: list[Rebased] = []
     (found,) = rebase(moves, registry, Recorder(), bases=bases, tell=told.append)
@@ -328,26 +328,71 @@ def test_tasks_move_to_another_base_and_are_compared(world: Path, registry: Regi
     assert (record["old"]["ref"], record["new"]["ref"]) == ("toy@2", "toy-base-2@1")
 
 
-def test_rows_that_changed_since_are_refused_unless_asked_for(world: Path, registry: Registry) -> None:
+def test_rows_that_changed_since_are_refused_unless_asked_for(world: Path, registry: Registry, bases: Bases) -> None:
     with pytest.raises(
         DataError, match=r"the train rows of toy@2 are not what they were \(79 then, 80 now .*--changed-data"
     ):
-        plan(["toy@2"], str(world / "base-2"), registry, folders=[world])
-    assert plan(["toy@1"], str(world / "base-2"), registry, folders=[world], suffix="new")[0].recipe.task == "toy-new"
+        plan(["toy@2"], str(world / "base-2"), registry, bases=bases, folders=[world])
+    assert (
+        plan(["toy@1"], str(world / "base-2"), registry, bases=bases, folders=[world], suffix="new")[0].recipe.task
+        == "toy-new"
+    )
 
 
 def test_what_cannot_be_rebased_is_said_before_anything_is_trained(
-    world: Path, registry: Registry, tmp_path: Path
+    world: Path, registry: Registry, bases: Bases, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"is on .* already"):
-        plan(["toy@1"], str(world / "base"), registry, folders=[world])
+        plan(["toy@1"], str(world / "base"), registry, bases=bases, folders=[world])
     with pytest.raises(FileMissing, match=r"made from '\w+\.jsonl', which lies in none of: .*; say where"):
-        plan(["toy@1"], str(world / "base-2"), registry, folders=[tmp_path])
+        plan(["toy@1"], str(world / "base-2"), registry, bases=bases, folders=[tmp_path])
     with pytest.raises(UsageError, match="two of the refs would become 'toy-base-2'"):
-        plan(["toy@1", "toy@2"], str(world / "base-2"), registry, folders=[world], changed_data=True)
+        plan(["toy@1", "toy@2"], str(world / "base-2"), registry, bases=bases, folders=[world], changed_data=True)
     with pytest.raises(UsageError, match="cannot be a task"):
-        plan(["toy@1"], str(world / "base-2"), registry, folders=[world], suffix="/../x")
+        plan(["toy@1"], str(world / "base-2"), registry, bases=bases, folders=[world], suffix="/../x")
+    with pytest.raises(BaseNotFound, match="was a folder"):
+        plan(["toy@1"], str(world / "base-2"), registry, folders=[world])
+    with pytest.raises(UsageError, match="--set base=x: the task, the base"):
+        plan(["toy@1"], str(world / "base-2"), registry, bases=bases, folders=[world], overrides=["base=x"])
     version = registry.resolve("toy@1")
+    record = dict(version.card().recipe)
+    held = {**record, "data": {"train": "train.jsonl", "validation": None, "test": None}}
+    registry.publish("held", version.path, replace(version.card(), recipe=held))
+    with pytest.raises(UsageError, match=r"held its validation rows out of train, and --changed-data would hold out"):
+        plan(["held"], str(world / "base-2"), registry, bases=bases, folders=[world], changed_data=True)
+    registry.publish("strange", version.path, replace(version.card(), recipe={**record, "data": "all"}))
+    with pytest.raises(UsageError, match="has data 'all'; write a recipe"):
+        plan(["strange"], str(world / "base-2"), registry, bases=bases, folders=[world])
     registry.publish("imported", version.path, replace(version.card(), recipe={}))
     with pytest.raises(UsageError, match="holds no recipe"):
-        plan(["imported"], str(world / "base-2"), registry, folders=[world])
+        plan(["imported"], str(world / "base-2"), registry, bases=bases, folders=[world])
+
+
+def test_data_are_found_under_the_path_they_had_and_never_guessed(
+    world: Path, registry: Registry, bases: Bases, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "validation", "test"):
+            shutil.copy(world / f"{split}.jsonl", tmp_path / folder)
+    version = registry.resolve("toy@1")
+    data = {split: f"deep/{split}.jsonl" for split in ("train", "validation", "test")}
+    registry.publish("moved", version.path, replace(version.card(), recipe={**version.card().recipe, "data": data}))
+    target = str(world / "base-2")
+    (found,) = plan(["moved"], target, registry, bases=bases, folders=[tmp_path / "one"])
+    assert found.recipe.data.train == str(tmp_path / "one" / "train.jsonl")
+    with pytest.raises(FileMissing, match="which lies in 2 of"):
+        plan(["moved"], target, registry, bases=bases, folders=[tmp_path / "one", tmp_path / "two"])
+    shutil.copytree(tmp_path / "two", tmp_path / "three" / "deep")
+    (found,) = plan(["moved"], target, registry, bases=bases, folders=[tmp_path / "one", tmp_path / "three"])
+    assert found.recipe.data.train == "deep/train.jsonl"
+    assert found.recipe.resolve("deep/train.jsonl") == tmp_path / "three" / "deep" / "train.jsonl"
+
+
+def test_a_rank_set_anew_brings_its_own_alpha(world: Path, registry: Registry, bases: Bases) -> None:
+    target = str(world / "base-2")
+    (found,) = plan(["toy@1"], target, registry, bases=bases, folders=[world], overrides=["lora.rank=16"])
+    assert found.recipe.lora.alpha == 32
+    (found,) = plan(["toy@1"], target, registry, bases=bases, folders=[world], overrides=["training.batch_tokens=512"])
+    assert found.recipe.training.batch_tokens == 512
+    assert "batch_size" not in found.recipe.to_record()["training"]

@@ -144,6 +144,28 @@ def test_what_somebody_else_pushed_is_not_overwritten(
     assert push("tone@1", "me/tone", there, tag="mine").commit.changed
 
 
+def test_a_model_that_was_not_pushed_from_a_registry_is_not_overwritten(
+    hub: HubServer, here: Registry, version: Published
+) -> None:
+    hub.add_repo("me/theirs", {"config.json": b"{}", "model.safetensors": b"weights"})
+    with pytest.raises(Conflict, match="holds a model that was not pushed from a registry"):
+        push("tone", "me/theirs", here)
+    assert len(hub.repos["me/theirs"].commits) == 2
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "~/x", "a/b/c", "x" * 5000, "local/..", ""])
+def test_a_strangers_card_names_no_path(
+    hub: HubServer, here: Registry, there: Registry, version: Published, name: str
+) -> None:
+    push("tone", "me/tone", here)
+    repo = hub.repos["me/tone"]
+    card = json.loads(repo.head.tree["card.json"])
+    card["base"] |= {"name": name, "public_id": name}
+    repo.commit("tamper", {"card.json": json.dumps(card).encode()})
+    with pytest.raises(CorruptAdapter):
+        pull("me/tone", there, Request("mood"))
+
+
 def test_without_a_repository_it_is_the_tasks_name_in_the_own_account(
     hub: HubServer, here: Registry, version: Published
 ) -> None:
@@ -164,6 +186,8 @@ def test_probes_go_to_the_hub_only_when_asked(
     assert (pulled.digest, pulled.card().files) == (kept.digest, {})
     push("kept", "me/kept", here, probes=True, tag="probed")
     pulled = pull("me/kept", there, Request("probed"))
+    push("kept", "me/kept", here)
+    assert "probes.jsonl" not in hub.repos["me/kept"].head.tree
     assert pulled.attached("probes.jsonl") == attached["probes.jsonl"]
     assert pulled.attached("rows.txt") is None
     assert there.verify() == here.verify() == []

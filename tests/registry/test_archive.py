@@ -83,6 +83,14 @@ def test_what_is_not_as_published_is_not_exported(version: Version, tmp_path: Pa
     assert not (tmp_path / "bad.tar").exists()
 
 
+def test_a_link_in_a_version_is_not_exported(version: Version, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    (version.path / "README.md").unlink()
+    (version.path / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptAdapter, match="does not verify, so it was not exported"):
+        export(version, tmp_path / "bad.tar")
+
+
 def test_an_export_that_fails_leaves_the_old_archive(
     version: Version, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +146,17 @@ def test_links_and_devices_are_refused(archive: Path, tmp_path: Path, kind: byte
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsafeAdapter):
         unpack(archive, tmp_path / "out")
+
+
+def test_a_file_of_holes_is_refused(archive: Path, tmp_path: Path) -> None:
+    holes = tmp_path / "README.md"
+    with holes.open("wb") as file:
+        file.truncate(1 << 30)
+    subprocess.run(["tar", "--sparse", "-rf", str(archive), "-C", str(tmp_path), "README.md"], check=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises((UnsafeAdapter, CorruptAdapter)):
+        unpack(archive, tmp_path / "out")
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 1 << 20
 
 
 def test_members_twice_missing_or_unnamed_are_refused(archive: Path, tmp_path: Path) -> None:

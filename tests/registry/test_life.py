@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from adapterhub.errors import AdapterHubError, Conflict, CorruptAdapter, RefNotFound
+from adapterhub.registry import store
 from adapterhub.registry.bundle import folder_name
 from adapterhub.registry.card import Card
 from adapterhub.registry.index import INDEX_FILE, Index
@@ -227,6 +230,24 @@ def test_gc_clears_a_version_that_was_never_listed_and_leaves_strangers_alone(re
     assert freed.path == second.path
     assert "did not come to list" in freed.what
     assert stranger.is_dir()
+
+
+def test_gc_asks_again_once_it_holds_the_lock(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = put(registry, b"one")
+    registry.delete("mail@1")
+    real, published = store.locked, []
+
+    @contextmanager
+    def late(root: Path, task: str) -> Iterator[None]:
+        if not published:
+            published.append(task)
+            put(registry, b"child", "other", make_card(parents=(first.digest,)))
+        with real(root, task):
+            yield
+
+    monkeypatch.setattr(store, "locked", late)
+    assert registry.gc() == []
+    assert first.path.is_dir()
 
 
 def test_gc_removes_nothing_while_a_card_cannot_be_read(registry: Registry) -> None:
