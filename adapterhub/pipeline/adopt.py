@@ -36,6 +36,7 @@ from .fit import check_on_base, check_rules
 from .peft_record import read_record
 
 _BASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]{1,95})?")
+_FOLDER_NAME = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -157,7 +158,8 @@ def _read_card(folder: Path, spec: TaskSpec) -> Card:
         raise CorruptAdapter(f"{path}: base.{wrong[0]} is {card.base[wrong[0]]!r}, expected a text")
     for key, value in (("public_id", card.base["public_id"]), ("name", card.public().base["name"])):
         # A stranger's card: whatever could be a path here is refused, and a name never ends in a folder of ours.
-        if not _BASE_NAME.fullmatch(value) or ".." in value:
+        local = is_local(value) and _FOLDER_NAME.fullmatch(value.partition("/")[2])
+        if ".." in value or not (local or _BASE_NAME.fullmatch(value)):
             raise CorruptAdapter(f"{path}: base.{key} is {value!r:.80}, which names no base")
     return card
 
