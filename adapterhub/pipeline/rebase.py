@@ -75,11 +75,12 @@ def plan(
     overrides: Sequence[str] = (),
     changed_data: bool = False,
 ) -> list[Move]:
-    """Return what rebasing would do; everything that can be wrong beforehand is found here.
+    """Return what rebasing would do; what is wrong with refs, names, data or bases is found here, not after training.
 
     Data are looked for in `folders`, under the path that the recipe had and under their bare name, and must have the
     rows that the card recorded unless `changed_data`. The new task is called TASK-SUFFIX, by default after the base.
-    Raises UsageError, FileMissing, DataError, and what reading recipes and bases raises.
+    Raises UsageError, FileMissing, DataError, BaseMismatch where the new task is there on another base, and what reading
+    recipes and bases raises.
     """
     fingerprint, bases = open_base(base).fingerprint, Bases() if bases is None else bases
     if wrong := [each for each in overrides if each.partition("=")[0].strip() in ("task", "base", "init")]:
