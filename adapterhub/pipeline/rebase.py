@@ -79,8 +79,8 @@ def plan(
 
     Data are looked for in `folders`, under the path that the recipe had and under their bare name, and must have the
     rows that the card recorded unless `changed_data`. The new task is called TASK-SUFFIX, by default after the base.
-    Raises UsageError, FileMissing, DataError, BaseMismatch where the new task is there on a third base, and what reading
-    recipes and bases raises.
+    Raises UsageError, FileMissing, DataError, BaseMismatch where the new task is bound to a third base, and what
+    reading recipes and bases raises.
     """
     fingerprint, bases = open_base(base).fingerprint, Bases() if bases is None else bases
     if wrong := [each for each in overrides if each.partition("=")[0].strip() in ("task", "base", "init")]:
