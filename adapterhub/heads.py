@@ -17,7 +17,8 @@ def standardise(features: np.ndarray) -> np.ndarray:
     """Return float32 features [rows, dim] with mean 0 and variance 1 in each dimension that varies."""
     given = np.asarray(features, dtype=np.float32)
     spread = given.std(axis=0)
-    return (given - given.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    scaled: np.ndarray = (given - given.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return scaled
 
 
 def fit_head(
