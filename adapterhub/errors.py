@@ -20,6 +20,7 @@ AdapterHubError
 ├── BaseError                 a base cannot be used (no pad token, unknown architecture)
 ├── TrainingError             training cannot go on (NaN loss, nothing to learn from)
 ├── HubError                  the Hugging Face Hub refused or could not be reached
+├── EndpointError             another server that was asked for answers refused or could not be reached
 ├── Overloaded                no room now; the same request may succeed later
 └── Cancelled                 the asker went away, or the service is stopping
 
@@ -166,6 +167,13 @@ class HubError(AdapterHubError):
 
     status = 502
     code = "hub_error"
+
+
+class EndpointError(AdapterHubError):
+    """Another server that was asked for answers refused or could not be reached."""
+
+    status = 502
+    code = "endpoint_error"
 
 
 class Overloaded(AdapterHubError):
