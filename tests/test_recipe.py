@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from adapterhub.errors import ConfigError
-from adapterhub.recipe import Recipe, load_recipe
+from adapterhub.recipe import Recipe, load_recipe, recipe_from
 
 SMALLEST = """\
 task: trec6
@@ -436,3 +436,37 @@ def test_numbers_beyond_all_measure_are_refused(tmp_path: Path, key: str) -> Non
     (problem,) = refused(tmp_path, SMALLEST, f"{key}=1{'0' * 400}")
     assert key in problem
     assert "top-9" in refused(tmp_path, SMALLEST, f"lora.layers=top-{'9' * 5000}")[0]
+
+
+LABELLED_HERE = "labels: {voters: [rules.py, prompts.yaml], balance: {a: 0.4, b: 0.6}}\n"
+
+
+def test_labels_may_be_names_or_a_section(tmp_path: Path) -> None:
+    named = load(tmp_path, "labels: [b, a]\n")
+    assert (named.label_names, named.labelling) == (("b", "a"), None)
+    made = load(tmp_path, LABELLED_HERE, "labels.model=metal")
+    assert made.label_names is None
+    assert made.labelling is not None
+    assert made.labelling.voters == ("rules.py", "prompts.yaml")
+    assert made.labelling.model == "metal"
+    assert recipe_from(made.to_record(), made.path) == made
+    assert load(tmp_path, LABELLED_HERE, "labels.names=[b, a]").label_names == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("more", "overrides", "said"),
+    [
+        ("labels: {voters: []}\n", (), "labels.voters is []"),
+        ("labels: {voters: [a.py], modle: metal}\n", (), "unknown key 'labels.modle'; did you mean 'labels.model'?"),
+        ("labels: {voters: [a.py], balance: {a: 0.5}}\n", (), "labels.balance: the shares add up to 0.5"),
+        (LABELLED_HERE, ("labels.names=[a, c]",), "labels.names lacks 'b', which the other has"),
+        (LABELLED_HERE, ("labels.names=[a, b, c]",), "labels.balance lacks 'c', which the other has"),
+        (LABELLED_HERE, ("kind=multilabel",), "labels are made for classification, but kind is 'multilabel'"),
+        ("labels: 3\n", (), "labels is 3"),
+    ],
+)
+def test_a_wrong_section_of_labels_is_told_by_its_key(
+    tmp_path: Path, more: str, overrides: tuple[str, ...], said: str
+) -> None:
+    (message,) = refused(tmp_path, SMALLEST + more, *overrides)
+    assert said in message

@@ -149,7 +149,7 @@ def _read_outside(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
 
 
 def _read(recipe: Recipe, source: str) -> list[Example]:
-    return list(read_examples(recipe.resolve(source), recipe.kind, labels=recipe.labels))
+    return list(read_examples(recipe.resolve(source), recipe.kind, labels=recipe.label_names))
 
 
 def _count_labels(examples: Iterable[Example], kind: Kind) -> dict[str, int]:
@@ -164,7 +164,7 @@ def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], repor
     if recipe.kind not in LABELLED or "train" not in splits:
         return ()
     learnt = collect_labels(splits["train"], recipe.kind)
-    labels = recipe.labels or learnt
+    labels = recipe.label_names or learnt
     if missing := [label for label in labels if label not in learnt]:
         report.warnings.append(
             f"labels: {_some(missing)} in no training row, so {'it' if len(missing) == 1 else 'they'} cannot be learnt"

@@ -56,7 +56,7 @@ def read_splits(recipe: Recipe) -> Splits:
     Labels are the recipe's, else those of train. Raises FileMissing or DataError, the latter also for a label in
     another split that is not among them.
     """
-    labels = recipe.labels
+    labels = recipe.label_names
     train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
     if labels is None:
         labels = collect_labels(train, recipe.kind) if recipe.kind in LABELLED else ()

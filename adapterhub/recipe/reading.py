@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from adapterhub.errors import ConfigError
 
 from .plain_yaml import parse_yaml
-from .schema import Recipe, Section
+from .schema import FORMS, Labels, Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -86,7 +86,7 @@ _MESSAGES = {"model_type": "must be a section with keys of its own", "string_too
 
 
 def _problem(detail: ErrorDetails, file: Path, overridden: set[tuple[str, ...]]) -> str:
-    keys = tuple(str(key) for key in detail["loc"])
+    keys = _keys(detail["loc"])
     place = f"--set {'.'.join(keys)}" if any(keys[: len(given)] == given for given in overridden) else str(file)
     dotted = ".".join(keys)
     if detail["type"] == "extra_forbidden":
@@ -100,6 +100,14 @@ def _problem(detail: ErrorDetails, file: Path, overridden: set[tuple[str, ...]])
         return f"{place}: {dotted}{': ' if dotted else ''}{message}"
     hint = "; put quotes around it" if detail["type"] == "string_type" and _is_scalar(detail["input"]) else ""
     return f"{place}: {dotted} is {detail['input']!r}: {message}{hint}"
+
+
+def _keys(location: Sequence[int | str]) -> tuple[str, ...]:
+    """Return the keys that lead to a problem; the form of `labels` is no key."""
+    named = [str(key) for key in location]
+    if named[:1] == ["labels"] and named[1:2] and named[1] in FORMS:
+        del named[1]
+    return tuple(named)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -123,5 +131,6 @@ def _known_keys(section: type[Section] = Recipe, prefix: str = "") -> Iterator[s
     for name, field in section.model_fields.items():
         if name != "path":
             yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        inner = Labels if name == "labels" else field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _known_keys(inner, f"{prefix}{name}.")

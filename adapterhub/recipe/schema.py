@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from adapterhub.errors import ConfigError
 
@@ -18,6 +27,8 @@ from .values import (
     Kind,
     Names,
     NonEmpty,
+    check_balance,
+    check_balance_names,
     check_layers,
     check_pattern,
     check_reject_below,
@@ -76,6 +87,29 @@ class Data(Section):
         for split in ("validation", "test"):
             if (name := getattr(self.out_of_scope, split)) is not None:
                 yield split, name
+
+
+class Labels(Section):
+    """The labels made here: `voters` are files of labelling functions (.py), prompts (.yaml) and votes (.csv).
+
+    What they say of the rows of `data.train`, which need no labels, is combined by `model` into soft labels. `balance`
+    is how common each label is, where that is known. `names` are all labels in order. `corrections` are a file of
+    right labels that somebody gave, which count more than any voter.
+    """
+
+    voters: Annotated[tuple[NonEmpty, ...], Field(strict=False, min_length=1)]
+    model: Literal["auto", "majority", "dawid-skene", "metal"] = "auto"
+    balance: Annotated[Mapping[str, Annotated[float, Field(gt=0, le=1)]] | None, AfterValidator(check_balance)] = None
+    names: Names | None = None
+    corrections: NonEmpty | None = None
+
+
+# The key `labels` has two forms: names, or a section. What pydantic calls them stands in no message.
+FORMS = ("names", "section")
+LabelsKey = Annotated[
+    Annotated[Names, Tag("names")] | Annotated[Labels, Tag("section")],
+    Discriminator(lambda value: "section" if isinstance(value, (dict, Labels)) else "names"),
+]
 
 
 class Prompt(Section):
@@ -191,7 +225,7 @@ class Recipe(Section):
     license: str | None = None
     language: Names = ()
     datasets: Names = ()
-    labels: Names | None = None
+    labels: LabelsKey | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
     pad_token: NonEmpty | None = None
@@ -218,15 +252,29 @@ class Recipe(Section):
             sections["training"] = {**training, **{k: v for k, v in chosen.items() if training.get(k) is None}}
         return {**given, **sections}
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """All labels in order, where the recipe names them."""
+        return self.labels.names if isinstance(self.labels, Labels) else self.labels
+
+    @property
+    def labelling(self) -> Labels | None:
+        """How labels are made, where the training rows have none."""
+        return self.labels if isinstance(self.labels, Labels) else None
+
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Recipe:
-        if self.labels is not None:
+        if self.labelling is not None:
+            if self.kind != "classification":
+                raise ValueError(f"labels are made for classification, but kind is {self.kind!r}; give labelled rows")
+            check_balance_names(self.labelling.balance, self.label_names)
+        if self.label_names is not None:
             if self.kind not in LABELLED:
                 a_task = "an embedding task" if self.kind == "embedding" else f"a {self.kind} task"
                 raise ValueError(f"labels are given, but {a_task} has none; leave them out")
             needed = 2 if self.kind == "classification" else 1
-            if len(self.labels) < needed:
-                raise ValueError(f"labels has {len(self.labels)} name(s); {self.kind} needs at least {needed}")
+            if len(self.label_names) < needed:
+                raise ValueError(f"labels has {len(self.label_names)} name(s); {self.kind} needs at least {needed}")
         return self
 
     @model_validator(mode="after")
@@ -254,8 +302,8 @@ class Recipe(Section):
                     f"{'have' if len(kinds) > 1 else 'has'} a use for it, so leave it out"
                 )
         weights = self.training.class_weights
-        if isinstance(weights, Mapping) and self.labels is not None:
-            check_class_weights(weights, self.labels)
+        if isinstance(weights, Mapping) and self.label_names is not None:
+            check_class_weights(weights, self.label_names)
         return self
 
     def resolve(self, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -95,6 +95,23 @@ def read_class_weights(value: Any) -> Any:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"gives {label!r} the weight {weight!r}; expected a number above 0")
     return {label: float(weight) for label, weight in value.items()}
+
+
+def check_balance(shares: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """Return how common labels are, which together are all there is."""
+    if shares is not None and not math.isclose(total := sum(shares.values()), 1.0, abs_tol=0.01):
+        raise ValueError(f"the shares add up to {total:g}; they are of all rows, so make them add up to 1")
+    return shares
+
+
+def check_balance_names(shares: Mapping[str, float] | None, labels: Sequence[str] | None) -> None:
+    """Raise ValueError where the balance and the labels' names are not about the same labels."""
+    if shares is None or labels is None:
+        return
+    for label in [*shares, *labels]:
+        if label not in labels or label not in shares:
+            place = "labels.balance" if label in labels else "labels.names"
+            raise ValueError(f"{place} lacks {label!r}, which the other has; name the same labels in both")
 
 
 def check_pattern(ranks: Mapping[str, int]) -> Mapping[str, int]:

@@ -21,6 +21,8 @@ class Card:
     split → name, rows, sha256 of its content ids. metrics: name → value, low, high, measured on the split
     `measured_on`. training: steps, seconds, examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed.
     calibration: the temperature and the probability to give no label below, each with its reason.
+    labelling: how the labels of the training rows were made, where a program made them: voters with their hashes, the
+    label model, corrections.
     packages: name → version. parents: refs or digests this version was made from. files: attached file → sha256 (64 hex
     digits) of it. created_at: UTC, ISO 8601. Keys of a
     later program are kept in `extra`.
@@ -37,6 +39,7 @@ class Card:
     measured_on: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    labelling: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     created_at: str = ""
@@ -107,7 +110,9 @@ class Card:
 
 _FIELDS = tuple(each.name for each in fields(Card) if each.name != "extra")
 _TUPLES = frozenset({"labels", "language", "datasets", "parents"})
-_MAPPINGS = frozenset({"base", "recipe", "data", "metrics", "training", "calibration", "packages", "files"})
+_MAPPINGS = frozenset(
+    {"base", "recipe", "data", "metrics", "training", "calibration", "labelling", "packages", "files"}
+)
 
 
 def _plain(value: Any) -> Any:

@@ -101,6 +101,31 @@ def test_eval_measures_what_predict_answers(cli: Cli, tmp_path: Path) -> None:
     assert record["rows"] == 20
 
 
+def test_eval_puts_the_bare_base_beside(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {i}", "label": LABELS[i % 3]}) + "\n" for i in range(6)))
+    asked = ("eval", "tone", "--data", str(data), "--zero-shot", "--few-shot", "3", "--shots", str(data))
+    code, out, _ = cli(*asked, "--json")
+    assert code == 0
+    (record,) = rows(out)
+    assert [each["shots"] for each in record["base"]] == [0, 3]  # type: ignore[attr-defined]
+    assert all(set(each["metrics"]) == {"accuracy", "macro_f1"} for each in record["base"])  # type: ignore[attr-defined]
+    code, _, said = cli(*asked)
+    assert code == 0
+    assert "told no answers" in said
+    assert "after 3 answered rows" in said
+
+
+def test_shots_need_a_number_and_a_number_needs_shots(cli: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"text": "a", "label": LABELS[0]}) + "\n")
+    code, _, said = cli("eval", "tone", "--data", str(data), "--few-shot", "2")
+    assert (code, "with --shots" in said) == (2, True)
+    code, _, said = cli("eval", "tone", "--data", str(data), "--shots", str(data))
+    assert (code, "with --few-shot" in said) == (2, True)
+
+
 def test_an_unsure_task_says_null_and_eval_measures_that(cli: Cli, tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(20)]
     (tmp_path / "all.txt").write_text("\n".join(texts))
