@@ -45,7 +45,8 @@ Watch = Callable[[str, int, int], None]
 class Cast:
     """What one voter said of each row, None where it abstained, and what it was: `hash` changes with its votes.
 
-    `asked` counts the rows that a model was asked about now; the others were known from before.
+    `asked` counts the rows that a model was asked about now; the others were known from before. `chances` are how
+    likely the model found its likeliest label, given as a vote or not; empty for a server that only writes.
     """
 
     voter: str
@@ -54,6 +55,7 @@ class Cast:
     hash: str
     asked: int
     about: Mapping[str, Any] = field(default_factory=dict)
+    chances: Sequence[float] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Return what the votes' lineage keeps of the voter."""
@@ -107,9 +109,10 @@ class _Prompted:
             self._watch(self._voter.name, asked, len(missing))
         scores = np.array([known[key] for key in keys])
         cut = len(CONTENT_FREE) if asks_bare else 0
-        votes, _ = votes_of(self._voter, scores[cut:], scores[:cut] if asks_bare else None)
+        votes, probs = votes_of(self._voter, scores[cut:], scores[:cut] if asks_bare else None)
         about = {"prompt": self._voter.prompt, "base": self._hub.base.name, "fingerprint": self._hub.base.fingerprint}
-        return Cast(self._voter.name, votes, "prompt", self._voter.vote_hash(), asked, about)
+        chances = [float(each) for each in probs.max(axis=1)]
+        return Cast(self._voter.name, votes, "prompt", self._voter.vote_hash(), asked, about, chances)
 
     def _scores(self, inputs: Sequence[Mapping[str, Any]]) -> Iterator[list[float]]:
         """Yield the log-probability of each continuation after the prompt of each input."""
@@ -157,13 +160,15 @@ def _cast_by_adapter(voter: AdapterVoter, examples: Sequence[Example], hub: Adap
             f"{', '.join(target.spec.labels)}"
         )
     votes: list[str | None] = []
+    chances: list[float] = []
     for answer in hub.answers(target, (example.fields for example in examples)):
-        sure = max((answer.probs or {}).values(), default=0.0)
-        label = None if answer.label is None or sure < voter.abstain_below else answer.label
+        chances.append(max((answer.probs or {}).values(), default=0.0))
+        label = None if answer.label is None or chances[-1] < voter.abstain_below else answer.label
         votes.append(None if label is None else voter.labels.get(label, label))
         watch(voter.name, len(votes), len(examples))
     about = {"adapter": voter.adapter, "digest": target.digest}
-    return Cast(voter.name, votes, "adapter", _text_hash({"voter": voter.vote_hash(), **about}), len(votes), about)
+    digest = _text_hash({"voter": voter.vote_hash(), **about})
+    return Cast(voter.name, votes, "adapter", digest, len(votes), about, chances)
 
 
 def _cast_by_endpoint(voter: EndpointVoter, examples: Sequence[Example], watch: Watch) -> Cast:
