@@ -43,7 +43,7 @@ def fit_head(
 
 def head_probabilities(head: Any, features: np.ndarray, classes: int) -> np.ndarray:
     """Return float64 [rows, classes], zero for classes that the head was not fitted on."""
-    found = np.zeros((len(features), classes))
+    found = np.zeros((features.shape[0], classes))
     found[:, head.classes_] = head.predict_proba(features)
     return found
 
@@ -51,13 +51,13 @@ def head_probabilities(head: Any, features: np.ndarray, classes: int) -> np.ndar
 def out_of_fold(
     features: np.ndarray, labels: np.ndarray, classes: int, *, folds: int = 5, seed: int = 0, strength: float = 0.01
 ) -> np.ndarray:
-    """Return float64 [rows, classes]: what a head that did not see a row thinks of it.
+    """Return float64 [rows, classes]: what a head that did not see a row thinks of it. Sparse features will do too.
 
     Folds are stratified by label as far as rows reach. Raises DataError for fewer rows than folds or one class only.
     """
-    if len(features) < folds:
-        raise DataError(f"there are {len(features)} rows; {folds} folds need at least as many")
-    found = np.zeros((len(features), classes))
+    if len(labels) < folds:
+        raise DataError(f"there are {len(labels)} rows; {folds} folds need at least as many")
+    found = np.zeros((features.shape[0], classes))
     for fold in _folds(labels, folds, seed):
         rest = np.setdiff1d(np.arange(len(labels)), fold)
         head = fit_head(features[rest], labels[rest], strength=strength, seed=seed)

@@ -1,0 +1,147 @@
+"""What a function is, as a hash: its code, and the constants, functions and settings of its file that it uses.
+
+Comments, layout and names of lines do not count. What comes from installed libraries counts by its name; objects whose
+state cannot be seen count by their type. A change that none of this shows needs a new cache (delete its folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OWN = "adapterhub."
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type(Ellipsis), PurePath)
+
+
+def code_hash(value: Any) -> str:
+    """Return 64 hex digits that change when what `value`, a function mostly, does may have changed."""
+    digest = hashlib.sha256()
+    for piece in _describe(value, {}):
+        digest.update(piece.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _describe(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(value, _PLAIN):
+        yield f"{type(value).__name__} {value!r}"
+        return
+    if id(value) in seen:  # recursion, or what was described already; `seen` keeps it alive, so ids stay unique
+        yield f"seen {list(seen).index(id(value))}"
+        return
+    seen[id(value)] = value
+    yield type(value).__qualname__
+    if isinstance(value, types.FunctionType):
+        yield from _function(value, seen)
+    elif isinstance(value, types.CodeType):
+        yield from _code(value, seen)
+    elif isinstance(value, types.ModuleType):
+        yield from _module(value)
+    elif isinstance(value, type):
+        yield from _class(value, seen)
+    elif isinstance(value, re.Pattern):
+        yield f"{value.pattern!r} {value.flags}"
+    else:
+        yield from _container(value, seen)
+
+
+def _container(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _describe(each, seen)
+    elif isinstance(value, (set, frozenset)):
+        yield from sorted(code_hash(each) for each in value)  # their order changes from process to process
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _describe(key, seen)
+            yield from _describe(each, seen)
+    else:
+        yield from _object(value, seen)
+
+
+def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(value, Enum):
+        yield f"{type(value).__qualname__}.{value.name}"
+    elif isinstance(value, types.MethodType):
+        yield from _describe(value.__func__, seen)
+        yield from _describe(value.__self__, seen)
+    elif isinstance(value, partial):
+        yield from _describe((value.func, value.args, value.keywords), seen)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield field.name
+            yield from _describe(getattr(value, field.name), seen)
+    elif isinstance(value, types.BuiltinFunctionType):
+        yield f"{value.__module__}.{value.__qualname__}"
+    elif hasattr(value, "tobytes") and hasattr(value, "shape"):  # an array of numpy
+        yield f"{getattr(value, 'dtype', '')} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    elif hasattr(value, "__dict__"):
+        yield from _describe(type(value), seen)
+        yield from _describe(dict(vars(value)), seen)
+    else:
+        with suppress(Exception):  # a date, a deque and their like; an open file or a lock says its type only
+            yield pickle.dumps(value, protocol=4).hex()
+
+
+def _function(value: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
+    if not _is_own(value.__module__, value.__code__.co_filename):
+        yield f"{value.__module__}.{value.__qualname__}"
+        return
+    yield from _describe(value.__code__, seen)
+    yield from _describe((value.__defaults__, value.__kwdefaults__), seen)
+    for cell in value.__closure__ or ():
+        try:
+            yield from _describe(cell.cell_contents, seen)
+        except ValueError:  # a variable that is not set yet
+            yield "empty"
+    for name in sorted(_names(value.__code__)):
+        if name in value.__globals__:
+            yield name
+            yield from _describe(value.__globals__[name], seen)
+
+
+def _code(value: types.CodeType, seen: dict[int, Any]) -> Iterator[str]:
+    yield value.co_code.hex()
+    yield repr((value.co_names, value.co_varnames, value.co_freevars, value.co_argcount, value.co_flags))
+    for each in value.co_consts:
+        yield from _describe(each, seen)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    found = set(code.co_names)
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            found |= _names(each)
+    return found
+
+
+def _module(value: types.ModuleType) -> Iterator[str]:
+    yield value.__name__
+    file = getattr(value, "__file__", None)
+    if file and _is_own(value.__name__, file) and not value.__name__.startswith(_OWN):
+        yield hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _class(value: type, seen: dict[int, Any]) -> Iterator[str]:
+    yield f"{value.__module__}.{value.__qualname__}"
+    functions = [each for each in vars(value).values() if isinstance(each, types.FunctionType)]
+    if functions and _is_own(value.__module__, functions[0].__code__.co_filename):
+        for name, each in sorted(vars(value).items()):
+            if isinstance(each, (types.FunctionType, *_PLAIN)) and name != "__module__":
+                yield name
+                yield from _describe(each, seen)
+
+
+def _is_own(module: str | None, file: str) -> bool:
+    """Say whether code is the user's, or of this program, and not a library's."""
+    return f"{module}.".startswith(_OWN) or not file.startswith((*_LIBRARIES, "<frozen"))
