@@ -1,0 +1,86 @@
+"""The model of Dawid and Skene, with the abstain as a symbol like any other.
+
+Dawid and Skene, "Maximum likelihood estimation of observer error-rates using the EM algorithm", Applied Statistics 28
+(1979). It begins at the votes' shares and draws nothing at random. Leaving abstains out of the likelihood is what
+loses: when a voter keeps silent says much of the label.
+
+Each voter's table is drawn to that of a voter who is right 70% of the time, by one row; and by up to as many rows as
+there are the less voters look independent (`doubt`): a likelihood of a model that does not hold is no guide, and its
+maximum may lie far from the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .majority import majority, vote_share
+from .table import LEAST, Patterns, cast_rates, expected_table, normalised, one_hot
+
+_MOST_STEPS = 5000
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a model found: the balance [labels], the table [voters, labels, labels + 1], in how many steps."""
+
+    balance: np.ndarray
+    table: np.ndarray
+    steps: int
+    converged: bool
+
+
+def dawid_skene(
+    patterns: Patterns,
+    labels: int,
+    balance: np.ndarray | None = None,
+    *,
+    known: np.ndarray | None = None,
+    doubt: float = 0.0,
+) -> Fitted:
+    """Return the likeliest tables by expectation maximisation; rows without votes are left out.
+
+    With a `balance` [labels] it is kept, else estimated. `known` int32 [patterns] holds the true label where it is
+    known, -1 elsewhere. `doubt` from 0 to 1 says how little the voters look independent.
+    """
+    heard = np.flatnonzero(patterns.covered & (patterns.counts > 0))
+    patterns = Patterns(patterns.votes[heard], patterns.counts[heard], np.arange(len(heard)))
+    told = None if known is None else known[heard]
+    voters, rows = patterns.votes.shape[1], float(patterns.counts.sum())
+    symbols = one_hot(patterns.votes, labels, abstain=True)
+    prior = balance_of_majority(patterns, labels) if balance is None else balance
+    strength = 1 + doubt * rows
+    # What a voter never says has no probability; what it does say has some for every label.
+    pulled = strength * prior[:, None] * expected_table(cast_rates(patterns, labels), prior)
+    shares, soft = prior, _clamped(vote_share(patterns.votes, prior), told)
+    table = np.zeros_like(pulled)
+    for step in range(1, _MOST_STEPS + 1):
+        weighted = soft * patterns.counts[:, None]
+        total = weighted.sum(axis=0)
+        if balance is None:
+            shares = (total + strength * prior) / (rows + strength)
+        said = (symbols.T @ weighted).reshape(voters, labels + 1, labels).transpose(0, 2, 1)
+        before, table = table, np.maximum((said + pulled) / np.maximum(total + strength * prior, LEAST)[:, None], LEAST)
+        if np.abs(table - before).max() < _TOLERANCE:
+            return Fitted(shares, table, step, converged=True)
+        logs = np.log(table).transpose(0, 2, 1).reshape(-1, labels)
+        soft = _clamped(normalised(symbols @ logs + np.log(np.maximum(shares, LEAST))), told)
+    return Fitted(shares, table, _MOST_STEPS, converged=False)
+
+
+def balance_of_majority(patterns: Patterns, labels: int) -> np.ndarray:
+    """Return the share of each label [labels] in the soft majority of the rows with votes; one row more for each."""
+    even = np.full(labels, 1 / labels)
+    counts = patterns.counts * patterns.covered
+    found: np.ndarray = (counts @ majority(patterns.votes, even) + 1) / (counts.sum() + labels)
+    return found
+
+
+def _clamped(soft: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    if known is not None:
+        told = np.flatnonzero(known >= 0)
+        soft[told] = 0
+        soft[told, known[told]] = 1
+    return soft

@@ -1,0 +1,36 @@
+"""Majority vote: what label models are measured against, and where they begin."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adapterhub.labeling.votes import NO_VOTE
+
+
+def vote_counts(votes: np.ndarray, labels: int) -> np.ndarray:
+    """Return how many voters [rows, voters] vote for each label: int64 [rows, labels]."""
+    counts = np.zeros((len(votes), labels), dtype=np.int64)
+    for column in votes.T:
+        voting = np.flatnonzero(column != NO_VOTE)
+        counts[voting, column[voting]] += 1
+    return counts
+
+
+def majority(votes: np.ndarray, balance: np.ndarray) -> np.ndarray:
+    """Return the soft majority [rows, labels]: 1 for the label with the most votes, shared evenly among those that tie.
+
+    A row without votes gets the balance.
+    """
+    counts = vote_counts(votes, len(balance))
+    most = counts.max(axis=1, keepdims=True)
+    best = (counts == most).astype(np.float64)
+    soft: np.ndarray = np.where(most > 0, best / best.sum(axis=1, keepdims=True), balance)
+    return soft
+
+
+def vote_share(votes: np.ndarray, balance: np.ndarray) -> np.ndarray:
+    """Return the share of the votes [rows, labels] that each label has; a row without votes gets the balance."""
+    counts = vote_counts(votes, len(balance)).astype(np.float64)
+    cast = counts.sum(axis=1, keepdims=True)
+    shares: np.ndarray = np.where(cast > 0, counts / np.maximum(cast, 1), balance)
+    return shares
