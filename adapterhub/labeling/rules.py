@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import traceback
 import types
@@ -65,6 +66,14 @@ def load_rules(path: Path, source: bytes | None = None) -> Rules:
                 f"{path}:{_line(error, path)}: the file cannot be loaded: {type(error).__name__}: {error}"
             ) from error
     return Rules(path, source, _named(path, module))
+
+
+def check_syntax(path: Path) -> None:
+    """Raise UsageError where a file is no Python; nothing of it runs."""
+    try:
+        ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{path}:{_line(error, path)}: the file cannot be loaded: {error}") from error
 
 
 def _named(path: Path, module: types.ModuleType) -> dict[str, AnyFunction]:

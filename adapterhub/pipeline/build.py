@@ -16,6 +16,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import AdapterHubError
 from adapterhub.folders import cache_root
+from adapterhub.labeling.stale import remember_places
 from adapterhub.metrics import Metric
 from adapterhub.recipe import Recipe
 from adapterhub.registry.bundle import CARD_FILE, PROBES_FILE, ROWS_FILE, digest_folder
@@ -201,6 +202,7 @@ def _publish(
             metrics = measure(recipe, hub, folder, result.spec, examples, splits.measured_outside)
             card = make_card(prepared, result, metrics, calibrated.record)
             published = registry.publish(recipe.task, folder, card, _attached(prepared, hub, folder, examples))
+            remember_places(published.digest, splits.labelling)
         except AdapterHubError as error:
             kept = keep(recipe.task, folder, make_card(prepared, result, {}, calibrated.record))
             raise type(error)(
@@ -278,6 +280,7 @@ def make_card(
             **({} if prepared.init is None else {"init": prepared.init.digest}),
         },
         calibration=calibration,
+        labelling=splits.labelling,
         packages=package_versions(),
         git_commit=git_commit(recipe.path.parent),
         description=recipe.description,

@@ -16,6 +16,9 @@ from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.prompt import input_text
 from adapterhub.errors import AdapterHubError, BaseNotFound
+from adapterhub.labeling.prompts import read_voters
+from adapterhub.labeling.rules import check_syntax
+from adapterhub.labeling.votes import read_votes
 from adapterhub.recipe import LABELLED, Kind, Recipe, load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
@@ -23,6 +26,7 @@ from adapterhub.training.answers import check_contrast, check_learnable, class_f
 from .check_pairs import PAIRED, count_texts, pair_warnings
 from .elsewhere import serving_warnings
 from .estimate import Estimate, estimate, measure_lengths
+from .labelled import bare, known_labels, voters_file
 from .prepare import make_spec
 from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
@@ -105,14 +109,19 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
     _check_texts(recipe, {**splits, **outside}, report)
     if "train" in splits and "validation" not in splits and recipe.data.validation is None:
         _hold_out(recipe, splits, report)
-    if not report.problems:
+    if recipe.labelling is not None:
+        _check_voters(recipe, report)
+    elif not report.problems:
         _collect(report, _check_learnable, recipe, labels, splits["train"])
     base = _open_base(recipe, report)
     if base is not None:
         if registry is not None:
             _collect(report, registry.check_base, recipe.task, base.fingerprint)
         if {"validation", *(name for name, _ in recipe.data.splits())} <= splits.keys():
-            report.estimate = _collect(report, _estimate, recipe, base, labels, {**splits, **outside})
+            if recipe.labelling is None or labels:
+                report.estimate = _collect(report, _estimate, recipe, base, labels, {**splits, **outside})
+            else:
+                report.note = "labels are made when it trains; with labels.names there is an estimate before"
     return report
 
 
@@ -129,7 +138,7 @@ def _read_splits(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
     """Read every split that can be read; the first wrong row of each of the others is a problem."""
     splits: dict[str, list[Example]] = {}
     for name, source in recipe.data.splits():
-        examples = _collect(report, _read, recipe, source)
+        examples = _collect(report, _read, recipe, name, source)
         if examples is not None:
             splits[name] = examples
             labels, texts = _count_labels(examples, recipe.kind), count_texts(examples, recipe.kind)
@@ -148,8 +157,26 @@ def _read_outside(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
     return found
 
 
-def _read(recipe: Recipe, source: str) -> list[Example]:
-    return list(read_examples(recipe.resolve(source), recipe.kind, labels=recipe.label_names))
+def _read(recipe: Recipe, split: str, source: str) -> list[Example]:
+    path = recipe.resolve(source)
+    if split == "train" and recipe.labelling is not None:
+        return [bare(row) for row in read_examples(path, recipe.kind, labelled=False)]
+    return list(read_examples(path, recipe.kind, labels=known_labels(recipe)))
+
+
+def _check_voters(recipe: Recipe, report: Report) -> None:
+    """Read the files of voters as far as nothing of them runs."""
+    assert recipe.labelling is not None
+    for name in recipe.labelling.voters:
+        path = _collect(report, voters_file, recipe, name)
+        if path is None:
+            continue
+        if path.suffix == ".csv":
+            _collect(report, read_votes, path)
+        elif path.suffix == ".py":
+            _collect(report, check_syntax, path)
+        else:
+            _collect(report, read_voters, path)
 
 
 def _count_labels(examples: Iterable[Example], kind: Kind) -> dict[str, int]:
@@ -163,6 +190,8 @@ def _check_labels(recipe: Recipe, splits: Mapping[str, Sequence[Example]], repor
     """Return the task's labels; what training would refuse is a problem, what it cannot learn a warning."""
     if recipe.kind not in LABELLED or "train" not in splits:
         return ()
+    if recipe.labelling is not None:
+        return known_labels(recipe) or ()
     learnt = collect_labels(splits["train"], recipe.kind)
     labels = recipe.label_names or learnt
     if missing := [label for label in labels if label not in learnt]:

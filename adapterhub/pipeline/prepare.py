@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, registry: Registry, progress: Progress) -> Prepared:
     base, or `init` is), RefNotFound, and UsageError where nothing can be written to the registry.
     """
     progress.stage(f"{recipe.task}: reading {recipe.data.train}")
-    splits = read_splits(recipe)
+    splits = read_splits(recipe, registry, progress.stage)
     base = open_base(recipe.base_name, progress=_Stages(progress))
     refuse_base_name(recipe.task)
     registry.check_base(recipe.task, base.fingerprint)

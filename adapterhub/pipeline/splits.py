@@ -12,6 +12,9 @@ from adapterhub.data.files import read_examples
 from adapterhub.data.split import hold_out
 from adapterhub.recipe import LABELLED, Kind, Recipe
 from adapterhub.registry.provenance import split_record
+from adapterhub.registry.store import Registry
+
+from .labelled import Tell, known_labels, labelling_of, make_labels
 
 # What the rows of `data.out_of_scope` go by, in reports and on cards.
 OUTSIDE = "out_of_scope"
@@ -22,7 +25,8 @@ class Splits:
     """Examples a split, where each came from, and all labels in order.
 
     `held_out` says in words that validation was taken from train, and is empty where it has a file of its own.
-    `outside` holds rows that have none of the labels, by the split they go with, validation or test.
+    `outside` holds rows that have none of the labels, by the split they go with, validation or test. `labelling` says
+    how the labels of train were made, where a program made them.
     """
 
     train: Sequence[Example]
@@ -32,6 +36,7 @@ class Splits:
     sources: dict[str, str]
     held_out: str = ""
     outside: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    labelling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measured(self) -> tuple[str, Sequence[Example]]:
@@ -50,14 +55,21 @@ class Splits:
         return {name: split_record(source, rows[name]) for name, source in self.sources.items()}
 
 
-def read_splits(recipe: Recipe) -> Splits:
+def read_splits(recipe: Recipe, registry: Registry | None = None, tell: Tell = lambda _: None) -> Splits:
     """Read all that `data` of a recipe names; without validation, hold rows of train out by the recipe's seed.
 
-    Labels are the recipe's, else those of train. Raises FileMissing or DataError, the latter also for a label in
-    another split that is not among them.
+    Labels are the recipe's, else those of train. Where the recipe makes the labels of train, they are made here: its
+    voters are asked, with adapters from `registry`. Raises FileMissing or DataError, the latter also for a label in
+    another split that is not among them, and what `make_labels` raises.
     """
-    labels = recipe.label_names
-    train: Sequence[Example] = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
+    labels = known_labels(recipe)
+    train: Sequence[Example]
+    if recipe.labelling is not None:
+        made = make_labels(recipe, registry, tell)
+        train, labelling = made.examples, made.labelling
+    else:
+        train = list(read_examples(recipe.resolve(recipe.data.train), recipe.kind, labels=labels))
+        labelling = labelling_of(recipe)
     if labels is None:
         labels = collect_labels(train, recipe.kind) if recipe.kind in LABELLED else ()
     read = {
@@ -71,7 +83,7 @@ def read_splits(recipe: Recipe) -> Splits:
     if "validation" not in read:
         train, read["validation"] = held_out_of(train, recipe)
         sources["validation"], held_out = recipe.data.train, "held out of train"
-    return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out, outside)
+    return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out, outside, labelling)
 
 
 def read_outside(path: Path, kind: Kind) -> list[Example]:

@@ -105,7 +105,7 @@ class Card:
         if isinstance(recipe.get("data"), Mapping):
             recipe["data"] = _public_paths(recipe["data"])
         data = {split: {**part, "name": _public_path(part.get("name"))} for split, part in self.data.items()}
-        return replace(self, base=base, recipe=recipe, data=data)
+        return replace(self, base=base, recipe=recipe, data=data, labelling=_public_voters(self.labelling))
 
 
 _FIELDS = tuple(each.name for each in fields(Card) if each.name != "extra")
@@ -145,6 +145,19 @@ def _public_paths(places: Mapping[str, Any]) -> dict[str, Any]:
         split: _public_paths(place) if isinstance(place, Mapping) else _public_path(place)
         for split, place in places.items()
     }
+
+
+def _public_voters(labelling: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how labels were made without the folders that the voters' files lie in."""
+    voters = labelling.get("voters")
+    if not isinstance(voters, Mapping):
+        return labelling
+    stripped = {
+        name: {key: _public_path(value) if key == "file" else value for key, value in voter.items()}
+        for name, voter in voters.items()
+        if isinstance(voter, Mapping)
+    }
+    return {**labelling, "voters": stripped}
 
 
 def _public_path(place: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`adapterhub label apply`: labelling functions on rows, to a file of votes."""
+"""`adapterhub label apply`: labelling functions, prompts and other voters on rows, to a file of votes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from adapterhub.cli.base import base_progress
 from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit
 
 if TYPE_CHECKING:
-    from adapterhub.labeling.apply import Applied, FunctionReport
+    from adapterhub.labeling.apply import FunctionReport
+    from adapterhub.labeling.votes import Votes
+    from adapterhub.pipeline.gather import Gathered, Watch
 
 
 def register(group: typer.Typer) -> None:
@@ -22,8 +24,11 @@ def register(group: typer.Typer) -> None:
 
 
 def apply_command(
-    rules: Annotated[
-        Path, typer.Argument(metavar="RULES.py", help="A Python file of labelling functions. Its code runs.")
+    voters: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="VOTERS...", help="Labelling functions (.py, whose code runs), prompts (.yaml), votes (.csv)."
+        ),
     ],
     data: Annotated[
         Path, typer.Option("--data", metavar="FILE", help="Rows with a text: JSONL, CSV, Parquet or .txt.")
@@ -36,12 +41,15 @@ def apply_command(
     processes: Annotated[
         int, typer.Option("--processes", min=0, help="How many at once; 0 is one for each core this process may use.")
     ] = 0,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base that prompts are asked on whose file names none.")
+    ] = None,
     registry: RegistryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run the labelling functions of a file on rows: one column a function, an empty cell where it abstains.
+    """Have voters vote on rows: one column a voter, an empty cell where it abstains.
 
-    What ran before, the same function on the same row, is not run again. Errors are counted for each function and
+    What was asked before, the same voter about the same row, is not asked again. Errors of functions are counted and
     shown. The exit code is 1 where a function failed on every row.
     """
     from adapterhub.pipeline.vote import vote
@@ -49,41 +57,51 @@ def apply_command(
 
     names = [name.strip() for name in (labels or "").split(",") if name.strip()]
     with _bar() as watch, base_progress() as progress:
-        found = vote(
-            rules,
+        votes, found = vote(
+            voters,
             data,
             out,
             labels=names,
+            base=base,
             processes=processes or _cores(),
             registry=None if registry is None else Registry(registry),
             progress=progress,
             watch=watch,
         )
     if json:
-        emit({"out": str(out), "rows": len(found.votes.ids), "functions": [each.to_record() for each in found.reports]})
-    _print(found, out)
+        functions = [each.to_record() for each in found.functions]
+        models = [{"name": each.voter, **each.to_record(), "asked": each.asked} for each in found.casts]
+        emit({"out": str(out), "rows": len(votes.ids), "functions": functions, "models": models})
+    _print(votes, found, out)
     if found.failed:
         raise typer.Exit(1)
 
 
-def _print(found: Applied, out: Path) -> None:
+def _print(votes: Votes, found: Gathered, out: Path) -> None:
+    from collections import Counter
+
     from adapterhub.cli.registry.tables import print_table, say
 
-    rows = [
-        {
-            "function": each.name,
-            "votes": ", ".join(f"{label} {count}" for label, count in each.votes.items()) or "none",
-            "abstains": each.abstains,
-            "errors": each.errors,
-            "kept": each.cached,
-        }
-        for each in found.reports
-    ]
-    count = len(found.votes.ids)
-    print_table(f"{len(rows)} functions on {count} rows", rows, ("function", "votes", "abstains", "errors", "kept"))
-    for each in found.reports:
+    errors = {each.name: each.errors for each in found.functions}
+    asked = {each.voter: each.asked for each in found.casts}
+    count = len(votes.ids)
+    asked |= {each.name: count - each.cached for each in found.functions}
+    rows = []
+    for name, column in found.columns.items():
+        said = Counter(vote for vote in column if vote is not None)
+        rows.append(
+            {
+                "voter": name,
+                "votes": ", ".join(f"{label} {said[label]}" for label in sorted(said)) or "none",
+                "abstains": count - said.total() - errors.get(name, 0),
+                "errors": errors.get(name, 0),
+                "asked now": asked.get(name, 0),
+            }
+        )
+    print_table(f"{len(rows)} voters on {count} rows", rows, ("voter", "votes", "abstains", "errors", "asked now"))
+    for each in found.functions:
         _print_troubles(each)
-    covered = int((found.votes.matrix >= 0).any(axis=1).sum())
+    covered = int((votes.matrix >= 0).any(axis=1).sum())
     say(f"{covered} of {count} rows have a vote; the votes are in {out}")
     for name in found.failed:
         say(f"{name} failed on every row")
@@ -106,14 +124,14 @@ def _cores() -> int:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
+def _bar() -> Iterator[Watch]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True) as bar:
 
-        def watch(total: int) -> Callable[[int], None]:
-            task = bar.add_task("Voting", total=total)
+        def watch(voters: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(voters, total=total)
             return lambda count: bar.advance(task, count)
 
         yield watch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,12 +48,20 @@ def list_command(
 
 def show_command(ref: RefArgument, registry: RegistryOption = None, json: JsonOption = False) -> None:
     """Show what a version was made of and how good it is."""
-    version = open_registry(registry).resolve(ref)
+    from adapterhub.labeling.stale import stale_voters
+
+    store = open_registry(registry)
+    version = store.resolve(ref)
     card = version.card().to_record()
+    stale = stale_voters(version.digest, card["labelling"], lambda voter: store.resolve(voter).digest)
     if json:
-        emit({**version.to_record(), "card": card})
+        emit({**version.to_record(), "card": card, "stale": stale})
         return
     record = {**version.to_record(), **{key: card[key] for key in _SHOWN if card.get(key)}}
+    if card["labelling"]:
+        record["labelling"] = _labelling(card["labelling"])
+    if stale:
+        record["STALE"] = "; ".join(f"{voter}: {reason}" for voter, reason in stale.items())
     print_table(version.ref, [{"what": key, "is": value} for key, value in record.items()], ("what", "is"))
 
 
@@ -114,6 +123,13 @@ _SHOWN = (
     *("kind", "description", "labels", "metrics", "measured_on", "calibration", "data", "training"),
     *("packages", "git_commit", "parents", "source"),
 )
+
+
+def _labelling(labelling: Mapping[str, Any]) -> str:
+    """Return how labels were made, in one line."""
+    model, rows = labelling.get("label_model") or {}, labelling.get("rows") or {}
+    voters = ", ".join(labelling.get("voters") or {})
+    return f"{rows.get('written', '?')} rows labelled by {model.get('model', '?')} from {voters}"
 
 
 def _summaries(store: Registry) -> tuple[list[dict[str, Any]], bool]:

@@ -1,0 +1,90 @@
+"""Voters that were edited after they voted: what was made from their votes is stale. No code of theirs runs here.
+
+A card says which files voters came from, but not where these lie on somebody's machine: that is kept in this machine's
+cache, and where it is not known a file is looked for here, by its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import AdapterHubError
+from adapterhub.folders import cache_root
+from adapterhub.registry.disk import replace_file
+
+from .lineage import file_hash
+from .prompts import read_voters
+
+
+def source_hash(path: Path) -> str:
+    """Return the sha256 of a file's code without its comments and layout, or of its bytes where it is no Python."""
+    if path.suffix != ".py":
+        return file_hash(path)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return file_hash(path)
+    return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def remember_places(digest: str, labelling: Mapping[str, Any]) -> None:
+    """Keep where the voters' files of the version with this digest lie on this machine."""
+    voters = labelling.get("voters") or {}
+    places = {name: voter["file"] for name, voter in voters.items() if isinstance(voter, Mapping) and "file" in voter}
+    if places:
+        path = _places(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(places))
+
+
+def stale_voters(digest: str, labelling: Mapping[str, Any], digest_of: Callable[[str], str]) -> dict[str, str]:
+    """Return, by voter, why its votes are no longer what it would say now; those that cannot be looked at are left out.
+
+    `labelling` is what the card of the version with this digest says of how labels were made; `digest_of` returns the
+    digest that a ref means now.
+    """
+    try:
+        places = json.loads(_places(digest).read_text("utf-8"))
+    except (OSError, ValueError):
+        places = {}
+    found = {}
+    for name, voter in (labelling.get("voters") or {}).items():
+        if not isinstance(voter, Mapping):
+            continue
+        file = Path(str(places.get(name) or voter.get("file", "")))
+        if reason := _reason(name, voter, file, digest_of):
+            found[name] = reason
+    return found
+
+
+def _places(digest: str) -> Path:
+    return cache_root() / "voters" / f"{digest.removeprefix('sha256:')[:16]}.json"
+
+
+def _reason(name: str, voter: Mapping[str, Any], file: Path, digest_of: Callable[[str], str]) -> str:
+    if voter.get("kind") == "adapter":
+        try:
+            now = digest_of(str(voter.get("adapter")))
+        except AdapterHubError:
+            return f"{voter.get('adapter')} is gone"
+        return "" if now == voter.get("digest") else f"{voter.get('adapter')} is another version now"
+    if not voter.get("file") or not file.is_file():
+        return ""
+    if voter.get("kind") in ("prompt", "endpoint"):
+        return _changed_prompt(name, voter, file)
+    return "" if source_hash(file) == voter.get("source") else f"{file.name} was edited since"
+
+
+def _changed_prompt(name: str, voter: Mapping[str, Any], file: Path) -> str:
+    try:
+        now = {each.name: each.vote_hash() for each in read_voters(file).voters}
+    except AdapterHubError:
+        return f"{file.name} cannot be read any more"
+    if name not in now:
+        return f"{file.name} has no voter of that name any more"
+    return "" if now[name] == voter.get("hash") else f"{file.name} asks otherwise now"
