@@ -87,13 +87,13 @@ def measure_features(names: Sequence[str]) -> None:
         print(f"| {base}, {pooling} | " + " | ".join(cells) + " |", flush=True)
 
 
-def measure_pruning(names: Sequence[str], seeds: int) -> None:
+def measure_pruning(names: Sequence[str], seeds: int, sizes: Sequence[int]) -> None:
     """Every metric at every share, on scarce and plentiful rows, clean and with 15% of the labels flipped."""
     for name in names:
         given = Set.read(name)
         print(f"\n| {name}: rows, labels, kept | all | " + " | ".join(METRICS) + " | suspect |")
         print("|---|" + "---|" * (len(METRICS) + 2))
-        for size in (1000, len(given.labels)):
+        for size in (each or len(given.labels) for each in sizes):
             for flips in (0.0, 0.15):
                 _prune_table(given, size, flips, seeds)
 
@@ -312,14 +312,14 @@ def main() -> None:
     parser.add_argument("what", choices=("features", "prune", "rule", "duplicates", "select", "scale", "step"))
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--sizes", type=int, nargs="*", help="rows; 0 is all of them")
     parser.add_argument("--step", choices=_STEPS)
     asked = parser.parse_args()
     names = asked.data or ["trec6", "sst2", "banking77"]
     if asked.what == "features":
         measure_features(names)
     elif asked.what == "prune":
-        measure_pruning(names, asked.seeds)
+        measure_pruning(names, asked.seeds, asked.sizes or (1000, 0))
     elif asked.what == "rule":
         measure_rule(names, asked.seeds)
     elif asked.what == "duplicates":
@@ -327,7 +327,7 @@ def main() -> None:
     elif asked.what == "select":
         measure_selection(asked.data or ["banking77", "clinc150"], asked.seeds)
     elif asked.what == "scale":
-        measure_scale(asked.sizes)
+        measure_scale(asked.sizes or (10_000, 100_000))
     else:
         _step(asked.step, asked.sizes[0])
 

@@ -41,6 +41,7 @@ def find_duplicates(
     if rules.features is not None:
         assert features is not None
         similar_rows(search, features, rules.features)
+    search.found.follow()
     return search.found
 
 

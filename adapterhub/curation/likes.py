@@ -2,16 +2,18 @@
 
 Rows are gone through from the best labelled to the worst, and a row goes where one that stays is its like: the same
 text, the same but for case and punctuation, most of the same pieces of text (MinHash finds the candidates, their exact
-Jaccard similarity decides), or features that point the same way (SemDeDup: Abbas et al. 2023). So each row that goes is
-close to the one kept in its place, which chains of likenesses would not promise.
+Jaccard similarity decides), or features that point the same way (SemDeDup: Abbas et al. 2023). So within each of these
+steps a row that goes is close to the one kept in its place, which chains of likenesses would not promise.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from .rows import NO_ANSWER, Rows, short_hash
 EXACT, NORMALISED, NEAR, FEATURES = "exact", "normalised", "near", "features"
 # Rows of one group that a further row is compared with: ten thousand letters from one template must not take hours.
 _MOST_TRIED = 128
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,20 @@ class Duplicate:
 class Found:
     """What was found: duplicates by row, and how pairs of rows with different gold answers are alike.
 
-    The better labelled of a pair comes first. Of a pair with the same text the second goes too, and its `Duplicate` says `conflict`; other pairs both stay.
+    The better labelled of a pair comes first. Where the texts are the same the other goes, and its `Duplicate` says
+    `conflict`; all other pairs both stay.
     """
 
     dropped: dict[int, Duplicate] = field(default_factory=dict)
     conflicts: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def follow(self) -> None:
+        """Where a row went for one that went itself, at a later step, name the row that was kept for both."""
+        for row, each in self.dropped.items():
+            while (next_one := self.dropped.get(each.kept)) is not None:
+                similarity = min(each.similarity, next_one.similarity)
+                each = replace(each, kept=next_one.kept, reason=next_one.reason, similarity=similarity)
+            self.dropped[row] = each
 
     def counts(self) -> Mapping[str, int]:
         """Return how many rows go for each reason."""
@@ -133,14 +145,17 @@ def normalise(text: str) -> str:
     A text without letters and digits is what it is.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(each if each.isalnum() or unicodedata.category(each)[0] == "M" else " " for each in folded).split()
-    return " ".join(words) or text.strip()
+    if folded.isascii():
+        plain = _NO_WORD.sub(" ", folded)
+    else:  # marks belong to their letters, which the pattern does not know
+        plain = "".join(each if each.isalnum() or unicodedata.category(each)[0] == "M" else " " for each in folded)
+    return " ".join(plain.split()) or text.strip()
 
 
 def shared_groups(values: np.ndarray) -> Iterator[np.ndarray]:
     """Yield, for each value that comes more than once, the places where it does, ascending."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=~values[order[:1]]))
-    for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
+    for start, end in pairwise([*starts.tolist(), len(values)]):
         if end - start > 1:
             yield order[start:end]

@@ -25,7 +25,7 @@ _BY: Mapping[str, tuple[str, bool]] = {
 METRICS = ("auto", "random", *_BY)
 HARD_FIRST = frozenset(metric for metric, (_, hard) in _BY.items() if hard)
 # What `auto` tries besides random.
-_TRIED = ("easy", "hard", "prototype")
+_TRIED = ("easy", "hard")
 # Share of suspect rows from which on hard rows are too likely to be wrong ones: 4 to 7% where data is clean, 17% and
 # more where 15% of labels are flipped (benchmarks/RESULTS.md).
 NOISY = 0.12
@@ -56,6 +56,31 @@ class Trial:
         return {metric: round(float(np.mean(values)), 4) for metric, values in self.accuracy.items()}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which rows stay, by which metric, and what speaks for it. `noise` is the share of suspect rows, where known."""
+
+    stays: np.ndarray
+    metric: str
+    trial: Trial | None
+    noise: float | None
+    values: np.ndarray | None
+
+    def dropped(self) -> list[int]:
+        """Return the rows that go."""
+        return [int(row) for row in np.flatnonzero(~self.stays)]
+
+    def accuracy(self) -> dict[str, float]:
+        """Return what heads reached in the trial, by metric; empty without one."""
+        return {} if self.trial is None else self.trial.means()
+
+    def reason(self, row: int) -> dict[str, object]:
+        """Return what is written of a row that goes."""
+        if self.values is None:
+            return {"reason": "random"}
+        return {"reason": self.metric, "score": round(float(self.values[row]), 5)}
+
+
 def keep_count(share: float, rows: int) -> int:
     """Return how many rows a share is. Raises UsageError where it is no part of them."""
     if not 0 < share <= 1:
@@ -79,7 +104,7 @@ def prune(
     metric there is not, DataError where it needs labels and there are too few.
     """
     worth = worth_of(features, labels, classes, metric, seed)[0]
-    return chosen(worth, labels, count, floor=1.0 if metric == "random" else floor)
+    return chosen(worth, labels, count, floor=_floor(metric, floor))
 
 
 def worth_of(
@@ -130,9 +155,9 @@ def check_regime(metric: str, outlook: Outlook) -> None:
     """Raise DataError where `metric` keeps hard rows first and too many rows are suspect."""
     if metric in HARD_FIRST and outlook.noise >= NOISY:
         raise DataError(
-            f"{outlook.noise:.0%} of the labels look wrong (heads that did not see a row say {outlook.accuracy:.0%} of them), "
-            f"and {metric!r} would keep those rows first; look at the suspicious rows of `adapterhub data score`, or keep "
-            "by auto, easy or random"
+            f"{outlook.noise:.0%} of the labels look wrong (heads that did not see a row say {outlook.accuracy:.0%} of "
+            f"them), and {metric!r} would keep those rows first; look at the suspicious rows of `adapterhub data "
+            "score`, or keep by auto, easy or random"
         )
 
 
@@ -162,44 +187,26 @@ def try_out(
         drawn = np.random.default_rng([seed, trial]).permutation(rows)[:_TRIAL_ROWS]
         test, train = drawn[: len(drawn) // 5], drawn[len(drawn) // 5 :]
         given, asked = _scaled(features[train], features[test])
+        wanted = dict.fromkeys(_BY[metric][0] for metric in metrics)
+        scores = score_rows(features[train], labels[train], classes, list(wanted), seed=seed + trial)
         for metric, values in accuracy.items():
             stays = np.ones(len(train), bool)
             if metric != "all":
-                least = max(2, round(share * len(train)))
-                stays = prune(features[train], labels[train], classes, metric, least, floor=floor, seed=seed + trial)
+                worth = worth_from(scores, metric, seed + trial)
+                stays = chosen(worth, labels[train], max(2, round(share * len(train))), floor=_floor(metric, floor))
             head = fit_head(given[stays], labels[train][stays])
             values.append(float((head.predict(asked) == labels[test]).mean()))
     return Trial(accuracy)
 
 
+def _floor(metric: str, floor: float) -> float:
+    """Return the floor of a metric: a random share is drawn class by class, the hardest rule there is to beat."""
+    return 1.0 if metric == "random" else floor
+
+
 def _scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     both = standardise(np.concatenate([train, test]))
     return both[: len(train)], both[len(train) :]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows stay, by which metric, and what speaks for it. `noise` is the share of suspect rows, where known."""
-
-    stays: np.ndarray
-    metric: str
-    trial: Trial | None
-    noise: float | None
-    values: np.ndarray | None
-
-    def dropped(self) -> list[int]:
-        """Return the rows that go."""
-        return [int(row) for row in np.flatnonzero(~self.stays)]
-
-    def accuracy(self) -> dict[str, float]:
-        """Return what heads reached in the trial, by metric; empty without one."""
-        return {} if self.trial is None else self.trial.means()
-
-    def reason(self, row: int) -> dict[str, object]:
-        """Return what is written of a row that goes."""
-        if self.values is None:
-            return {"reason": "random"}
-        return {"reason": self.metric, "score": round(float(self.values[row]), 5)}
 
 
 def make_plan(
@@ -237,5 +244,5 @@ def make_plan(
         trial = try_out(features, labels, classes, count, tried, floor=floor, seed=seed)
         metric = trial.best() if metric == "auto" else metric
     worth, values = worth_of(features, labels, classes, metric, seed)
-    stays = chosen(worth, labels, count, floor=1.0 if values is None else floor)
+    stays = chosen(worth, labels, count, floor=_floor(metric, floor))
     return Plan(stays, metric, trial, noise, values)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ class Rows:
     def __init__(self, kind: Kind, template: str | None = None) -> None:
         self.kind, self.template = kind, template
         self.labels: list[str | None] = []
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the rows are
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as there are rows to read
+        weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
         self._answers, self._ranks, self._weights = array("Q"), array("b"), array("d")
 

@@ -28,7 +28,7 @@ def select(
     labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, str]:
-    """Return int64 [budget], the rows of `pool` float32 [rows, dim] to label, the first most, and the rule that was taken.
+    """Return int64 [budget], the rows of `pool` float32 [rows, dim] to label, the first most, and the rule taken.
 
     `labelled` float32 [known, dim] and their label indices `labels` are what is known. `auto` is uncertainty spread
     over clusters where at least five rows a class are known, else typicality. Raises UsageError for a rule there is not

@@ -55,8 +55,8 @@ def prune(
 ) -> None:
     """Write a share of the rows of FILE; the others, each with why, go to OUT.dropped.jsonl.
 
-    `auto` tries easy, hard and prototype on held-out rows and takes one that is surely better than a random share, else
-    the random share. What each metric would cost is shown beside what the random share would. Metrics that keep hard
+    `auto` tries easy and hard on held-out rows and takes the one that is surely better than a random share, else the
+    random share. What each metric would cost is shown beside what the random share would. Metrics that keep hard
     rows first are refused where too many labels look wrong.
     """
     from adapterhub.curation.output import check_output, dropped_path, write_split
