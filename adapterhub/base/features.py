@@ -97,20 +97,53 @@ def features(
     """
     pooling = default_pooling(base) if pooling is None else pooling
     check_pooling(pooling)
-    tokenizer, model = load_tokenizer(base, require_pad=False), load_backbone(base, dtype, device)
-    rules = TaskSpec("generation", base.fingerprint, base.context_length)
-    ids: list[list[int]] = []
-    for index, text in enumerate(texts):
-        ids.append(encode_input(tokenizer, rules, {"prompt": text}))
-        check_length(ids[-1], rules, f"text {index}")
-    # A padded position is masked, so any token will do where the base has none to pad with.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    found = torch.empty(len(ids), model.config.hidden_size)
-    network = getattr(model, model.base_model_prefix, model)
-    for rows in _batches([len(each) for each in ids], batch_tokens):
-        for row, states in zip(rows, _forward(network, [ids[row] for row in rows], pad, device), strict=True):
-            found[row] = pool(states, pooling)
-    return found
+    return Embedder(base, pooling, dtype, device)(list(texts), batch_tokens=batch_tokens)
+
+
+class Embedder:
+    """A base loaded to pool texts, for those who ask it more than once.
+
+    With `cut`, a text longer than the base's context is read up to there instead of being refused.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        pooling: str,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        cut: bool = False,
+    ) -> None:
+        self._tokenizer = load_tokenizer(base, require_pad=False)
+        model = load_backbone(base, dtype, device)
+        self._network, self._dim = getattr(model, model.base_model_prefix, model), int(model.config.hidden_size)
+        self._rules = TaskSpec("generation", base.fingerprint, base.context_length)
+        self._pooling, self._device, self._cut = pooling, device, cut
+
+    def __call__(
+        self, texts: Sequence[str], *, batch_tokens: int = 2048, numbers: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return float32 [texts, dim] on the CPU, as `features` does; `numbers` are the texts' own in messages."""
+        ids = [self._encode(text, numbers[row] if numbers else row) for row, text in enumerate(texts)]
+        # A padded position is masked, so any token will do where the base has none to pad with.
+        pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
+        found = torch.empty(len(ids), self._dim)
+        for rows in _batches([len(each) for each in ids], batch_tokens):
+            states = _forward(self._network, [ids[row] for row in rows], pad, self._device)
+            for row, each in zip(rows, states, strict=True):
+                found[row] = pool(each, self._pooling)
+        return found
+
+    def _encode(self, text: str, number: int) -> list[int]:
+        try:
+            ids = encode_input(self._tokenizer, self._rules, {"prompt": text})
+        except InvalidRequest as error:
+            raise InvalidRequest(f"text {number}: {error}", param=error.param) from error
+        if self._cut:
+            return ids[: self._rules.max_length]
+        check_length(ids, self._rules, f"text {number}")
+        return ids
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import DataError, FileMissing
 from adapterhub.recipe import Kind
@@ -23,6 +24,13 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
     ".csv": read_csv,
     ".parquet": read_parquet,
 }
+# Fields that rows of one kind have and those of the kinds behind it have not.
+_TELLTALES: tuple[tuple[Kind, frozenset[str]], ...] = (
+    ("preference", frozenset({"chosen", "rejected"})),
+    ("embedding", frozenset({"positive", "negative"})),
+    ("multilabel", frozenset({"labels"})),
+    ("generation", frozenset({"prompt", "messages", "completion"})),
+)
 
 
 def read_examples(
@@ -34,8 +42,29 @@ def read_examples(
     missing, and a .txt file gives one text a line. Raises FileMissing, DataError (naming file and line), UsageError
     where an extra is not installed.
     """
+    return (example for _, example in read_rows(path, kind, labels=labels, labelled=labelled))
+
+
+def read_rows(
+    path: str | Path, kind: Kind, *, labels: Collection[str] | None = None, labelled: bool = True
+) -> Iterator[tuple[Any, Example]]:
+    """Yield what `read_examples` yields, each behind the row as the file has it. Raises as `read_examples` does."""
     rules = RowRules(kind, labels, labelled)
-    return _examples(_open(path, rules), rules, _name(path))
+    return _rows(_open(path, rules), rules, _name(path))
+
+
+def likely_kind(path: str | Path) -> Kind:
+    """Return the kind of task that a file's first row was written for, by the fields it has. Raises as read_examples.
+
+    A row of text alone may be for any kind that reads a text; it is taken for classification.
+    """
+    rules = RowRules("classification", labelled=False)
+    record = next((value for _, value in _readable(_open(path, rules), _name(path))), None)
+    given = {name for name, value in record.items() if value is not None} if isinstance(record, Mapping) else set()
+    for kind, fields in _TELLTALES:
+        if given & fields:
+            return kind
+    return "classification"
 
 
 def read_stream(
@@ -61,7 +90,7 @@ def read_stream(
     whole = itertools.chain(head, stream)
     plain = not labelled and bool(head) and not _begins_with_brace(head[-1])
     records = _as_fields(parse_text(whole, name), kind) if plain else parse_jsonl(whole, name)
-    return _examples(records, rules, name)
+    return (example for _, example in _rows(records, rules, name))
 
 
 def _open(path: str | Path, rules: RowRules) -> Iterator[Record]:
@@ -96,7 +125,7 @@ def _as_fields(records: Iterable[Record], kind: Kind) -> Iterator[Record]:
     return ((where, {input_field(kind): text}) for where, text in records)
 
 
-def _examples(records: Iterable[Record], rules: RowRules, name: str) -> Iterator[Example]:
+def _rows(records: Iterable[Record], rules: RowRules, name: str) -> Iterator[tuple[Any, Example]]:
     places: dict[str, str] = {}
     repeats: Counter[str] = Counter()
     for where, record in _readable(records, name):
@@ -106,7 +135,7 @@ def _examples(records: Iterable[Record], rules: RowRules, name: str) -> Iterator
                 raise DataError(f"{where}: the id {example.id!r} is that of {places[example.id]}; ids are unique")
             example = replace(example, id=_next_free(example.id, repeats, places))
         places[example.id] = where
-        yield example
+        yield record, example
     if not places:
         raise DataError(f"{name}: the file is empty; there are no rows in it")
 

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import Base, open_base
+from adapterhub.curation.across import near_pairs, normalised_pairs
 from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.prompt import input_text
@@ -239,6 +240,25 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
             report.warnings.append(
                 f"{second} and {first} share {_count(len(shared), 'text')}, the first at {example.where} "
                 f"({_short(shared[0])}); {so}"
+            )
+        report.warnings += _like_warnings(first, second, seen[first], seen[second])
+
+
+def _like_warnings(
+    first: str, second: str, one: Mapping[str, Sequence[Example]], other: Mapping[str, Sequence[Example]]
+) -> Iterator[str]:
+    """Say which texts of the second split are all but in the first; those that are in it were told of."""
+    left = [text for text in other if text.strip() and text not in one]
+    known = [text for text in one if text.strip()]
+    same = normalised_pairs(known, left)
+    gone = {text for text, _ in same}
+    near = list(near_pairs(known, [text for text in left if text not in gone]))
+    for pairs, what in ((same, "are equal but for case and punctuation"), (near, "are nearly the same")):
+        if pairs:
+            text, like = pairs[0]
+            yield (
+                f"{_count(len(pairs), 'text')} of {second} and {first} {what}, the first at {other[text][0].where} "
+                f"({_short(text)} and {_short(like)}); `adapterhub data dedup` with --against leaves such rows out"
             )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from adapterhub.data import files
 from adapterhub.data.example import Example, content_id
-from adapterhub.data.files import read_examples, read_stream
+from adapterhub.data.files import likely_kind, read_examples, read_rows, read_stream
 from adapterhub.data.task import Kind
 from adapterhub.errors import DataError, FileMissing, UsageError
 
@@ -431,3 +431,32 @@ def test_what_json_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory,
         examples = read(write(tmp_path_factory.mktemp("rows"), "\n".join(lines)))
         assert [(example.text, example.label) for example in examples] == rows
         assert len({example.id for example in examples}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": "a", "label": "x"}, "classification"),
+        ({"text": "a", "labels": None}, "classification"),
+        ({"text": "a", "labels": []}, "multilabel"),
+        ({"prompt": "p", "completion": "c"}, "generation"),
+        ({"messages": []}, "generation"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "preference"),
+        ({"text": "a", "positive": "p"}, "embedding"),
+        (["no", "object"], "classification"),
+    ],
+)
+def test_likely_kind(tmp_path: Path, row: object, kind: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n" + "not read\n")
+    assert likely_kind(file) == kind
+    file.write_text("")
+    assert likely_kind(file) == "classification"
+
+
+def test_rows_come_as_the_file_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "x", "id": 3, "own": null}\n')
+    ((record, example),) = read_rows(file, "classification")
+    assert record == {"text": "a", "label": "x", "id": 3, "own": None}
+    assert (example.id, example.fields) == ("3", {"text": "a", "label": "x"})

@@ -263,3 +263,19 @@ def test_a_home_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     report = check(tmp_path, TRAIN, TEST, "data.test=~nobody-of-that-name/t.jsonl", "base=~nobody-of-that-name/base")
     assert len(report.problems) == 2
     assert all("leads nowhere" in problem for problem in report.problems)
+
+
+def test_texts_that_are_nearly_in_another_split(tmp_path: Path) -> None:
+    long = "Where can I see how much of the delivery fee was refunded"
+    train = [*TRAIN, {"text": long, "label": "greet"}, {"text": "", "label": "greet"}]
+    test = [
+        {"text": "Hello, 3!", "label": "greet"},
+        {"text": long + "?s", "label": "greet"},
+        {"text": " ", "label": "part"},
+    ]
+    warnings = "\n".join(check(tmp_path, train, test).warnings)
+    assert "1 text of test and train are equal but for case and punctuation" in warnings
+    assert "test.jsonl:1 ('Hello, 3!' and 'hello 3')" in warnings
+    assert "1 text of test and train are nearly the same" in warnings
+    assert "adapterhub data dedup" in warnings
+    assert not any("nearly" in each or "but for" in each for each in check(tmp_path).warnings)

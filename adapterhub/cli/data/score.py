@@ -1,0 +1,103 @@
+"""`adapterhub data score`: how hard, typical and suspicious each row is, in a file and on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterhub.cli.shared import JsonOption, emit
+
+from .common import (
+    BaseOption,
+    FileArgument,
+    KindOption,
+    OutOption,
+    PoolingOption,
+    SeedOption,
+    TemplateOption,
+    features_of,
+    read,
+    say,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapterhub.curation.outlook import Outlook
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to the group."""
+    group.command("score")(score)
+
+
+def score(
+    file: FileArgument,
+    out: OutOption,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="A,B", help="el2n, forgetting, margin, loss, prototype; else all that can be."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="The HTML page; else OUT with .html behind it.")
+    ] = None,
+    base: BaseOption = None,
+    pooling: PoolingOption = None,
+    kind: KindOption = None,
+    template: TemplateOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write every row with its `scores`, and a page of the hardest, easiest, most typical and most suspicious ones.
+
+    All but prototype need labels. A row is `suspect` where heads that did not see it find another label credible and
+    its own not; `suggested` is that label. Nothing is dropped.
+    """
+    import numpy as np
+
+    from adapterhub.curation.outlook import look_out
+    from adapterhub.curation.output import check_output, write_rows
+    from adapterhub.curation.page import write_page
+    from adapterhub.curation.scores import NEEDS_LABELS, SCORES, score_rows
+
+    check_output(out, file)
+    rows = read([file], kind, template)
+    names, labels = rows.label_indices()
+    labelled = np.flatnonzero(labels >= 0)
+    wanted = (
+        [name.strip() for name in by.split(",")] if by else [n for n in SCORES if len(names) > 1 or n == "prototype"]
+    )
+    features, _ = features_of(rows.texts(), len(rows), base, pooling)
+    outlook = None
+    if NEEDS_LABELS & {*wanted} and len(names) > 1:
+        outlook = look_out(features[labelled], labels[labelled], len(names), seed)
+    scores = score_rows(features, labels, len(names), wanted, outlook=outlook, seed=seed)
+    suspects = _suspects(labelled, outlook, names)
+
+    def scored(row: int, record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "scores": _values(scores, row), **suspects.get(row, {})}
+
+    write_rows(out, rows, range(len(rows)), scored)
+    page = out.with_name(out.name + ".html") if page is None else page
+    write_page(page, file.name, rows, scores, suspects)
+    say(f"{len(rows):,} rows with their scores are in {out}, the page is {page}")
+    noise = None if outlook is None else round(outlook.noise, 4)
+    if outlook is not None:
+        say(f"heads that did not see a row say {outlook.accuracy:.1%} of the labels; {outlook.noise:.1%} are suspect")
+    if as_json:
+        emit({"rows": len(rows), "scores": wanted, "suspect": noise, "out": str(out), "page": str(page)})
+
+
+def _values(scores: dict[str, np.ndarray], row: int) -> dict[str, float]:
+    """Return a row's scores, without those it has not."""
+    return {name: round(float(values[row]), 5) for name, values in scores.items() if values[row] == values[row]}
+
+
+def _suspects(rows: np.ndarray, outlook: Outlook | None, names: tuple[str, ...]) -> dict[int, dict[str, Any]]:
+    """Return what is written beside each suspect row."""
+    if outlook is None:
+        return {}
+    flagged = [place for place in range(len(rows)) if outlook.suspect[place]]
+    return {int(rows[at]): {"suspect": True, "suggested": names[outlook.rival[at]]} for at in flagged}

@@ -1,0 +1,210 @@
+"""`adapterhub data`: what scripts read, what people read, and what lies on disk afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from adapterhub.cli.data import register
+from adapterhub.data.example import content_id
+from adapterhub.errors import AdapterHubError, DataError, UsageError
+from adapterhub.labeling.lineage import read_lineage
+from tests.tiny import make_tiny_base
+
+WORDS = {"greet": "hello good morning friend", "part": "goodbye until tomorrow then"}
+ROWS = [{"text": f"{word} {n}", "label": label} for n in range(30) for label, word in WORDS.items()]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return str(make_tiny_base(tmp_path / "tiny", "bert"))
+
+
+def run(*arguments: str) -> Result:
+    app = typer.Typer()
+    register(app)
+    return CliRunner().invoke(app, ["data", *arguments])
+
+
+def record(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def refused(*arguments: str) -> AdapterHubError:
+    result = run(*arguments)
+    assert isinstance(result.exception, AdapterHubError), result.output
+    return result.exception
+
+
+def test_dedup() -> None:
+    rows = [
+        {"text": "One two", "label": "a"},
+        {"text": "three", "id": 9},
+        {"text": "one two!", "n": 1},
+        {"text": "Z", "label": "b"},
+    ]
+    file, test = write("rows.jsonl", rows), write("test.jsonl", [{"text": "z", "label": "a"}])
+    found = record("dedup", file, "--out", "kept.jsonl")
+    assert (found["kept"], found["dropped"], found["reasons"]) == (3, 1, {"normalised": 1})
+    assert lines("kept.jsonl") == [rows[0], rows[1], rows[3]]
+    gone = {"reason": "normalised", "kept_id": content_id(rows[0]), "kept_in": "rows.jsonl"}
+    assert lines("kept.jsonl.dropped.jsonl") == [{**gone, **rows[2]}]
+    lineage = read_lineage(Path("kept.jsonl"))
+    assert lineage is not None
+    assert (lineage["made_by"], lineage["dropped"], lineage["source"]["file"]) == ("data dedup", 1, "rows.jsonl")
+
+    found = record("dedup", file, "--against", test, "--no-normalise", "--no-near", "--out", "kept.jsonl")
+    assert (found["kept"], found["dropped"]) == (4, 0)
+    assert lines("kept.jsonl") == rows
+    result = run("dedup", file, "--against", test, "--out", "kept.jsonl", "--json")
+    found = json.loads(result.stdout)
+    # Rows of the other file are not counted. Alike with another label: not dropped, but told of.
+    assert (found["kept"], found["dropped"], found["leaked"], found["conflicts"]) == (3, 1, 0, 1)
+    assert "CONFLICT: 1 pairs" in result.stderr
+    assert "both kept: 'z' (a) and 'Z' (b)" in result.stderr
+
+    write("test.jsonl", [{"text": "Z", "label": "a", "id": "t1"}])
+    result = run("dedup", file, "--against", test, "--out", "kept.jsonl")
+    assert result.stdout == ""
+    assert "LEAK: 1 rows" in result.stderr
+    assert "the second was dropped" in result.stderr
+    leak = lines("kept.jsonl.dropped.jsonl")[1]
+    assert (leak["reason"], leak["kept_id"], leak["kept_in"], leak["conflict"]) == ("exact", "t1", "test.jsonl", True)
+
+
+def test_many_conflicts_are_counted() -> None:
+    rows = [{"text": "a" * 70, "label": f"l{n}"} for n in range(9)]
+    result = run("dedup", write("rows.jsonl", rows), "--out", "kept.jsonl")
+    assert "8 pairs" in result.stderr
+    assert "and 3 more" in result.stderr
+    assert "a" * 59 + "…" in result.stderr
+
+
+def test_dedup_by_features(base: str) -> None:
+    rows = [{"text": "a b"}, {"text": "something else entirely"}, {"text": "a c"}]
+    options = ("--features", "--feature-threshold", "0.0", "--base", base, "--pooling", "cls")
+    found = record("dedup", write("rows.jsonl", rows), "--out", "kept.jsonl", *options)
+    assert found["reasons"].keys() <= {"features"}
+    assert found["kept"] + found["dropped"] == 3
+
+
+def test_embed(base: str) -> None:
+    file = write("rows.jsonl", ROWS)
+    found = record("embed", file, "--base", base, "--out", "rows.npy")
+    assert (found["rows"], found["dim"], found["out"]) == (60, 32, "rows.npy")
+    assert np.load("rows.npy").shape == (60, 32)
+    result = run("embed", file, "--base", base)
+    assert "60 rows, 32 features each" in result.stderr
+    assert isinstance(refused("embed", file, "--out", "rows.txt"), UsageError)
+    assert isinstance(refused("embed", file, "--kind", "poetry"), UsageError)
+
+
+def test_score(base: str) -> None:
+    rows = [*ROWS, {"text": "no label"}]
+    found = record("score", write("rows.jsonl", rows), "--base", base, "--out", "scored.jsonl")
+    assert found["scores"] == ["el2n", "forgetting", "margin", "loss", "prototype"]
+    scored = lines("scored.jsonl")
+    assert [{k: v for k, v in row.items() if k not in ("scores", "suspect", "suggested")} for row in scored] == rows
+    assert scored[0]["scores"].keys() == {*found["scores"]}
+    assert scored[-1]["scores"].keys() == {"prototype"}
+    assert found["suspect"] == round(sum("suspect" in row for row in scored) / 60, 4)
+    page = Path("scored.jsonl.html").read_text()
+    assert "Hardest, by el2n" in page
+    assert "without a label" in page
+    found = record("score", "rows.jsonl", "--by", "prototype", "--base", base, "--out", "s.jsonl", "--page", "p.html")
+    assert (found["suspect"], Path("p.html").is_file()) == (None, True)
+    write("rows.jsonl", [{"prompt": row["text"], "completion": "x"} for row in ROWS])
+    assert record("score", "rows.jsonl", "--base", base, "--out", "s.jsonl")["scores"] == ["prototype"]
+    assert isinstance(refused("score", "rows.jsonl", "--by", "loss", "--base", base, "--out", "s.jsonl"), DataError)
+
+
+def test_a_suspect_row_is_told(base: str) -> None:
+    rows = [dict(row) for row in ROWS]
+    rows[0]["label"], rows[1]["label"] = rows[1]["label"], rows[0]["label"]
+    record("score", write("rows.jsonl", rows), "--base", base, "--out", "scored.jsonl")
+    suspects = {row["text"]: row["suggested"] for row in lines("scored.jsonl") if row.get("suspect")}
+    assert suspects[ROWS[0]["text"]] == "greet"
+    assert suspects[ROWS[1]["text"]] == "part"
+
+
+def test_prune(base: str) -> None:
+    file = write("rows.jsonl", ROWS)
+    found = record("prune", file, "--keep", "0.5", "--by", "easy", "--base", base, "--out", "kept.jsonl", "--seed", "3")
+    assert (found["kept"], found["dropped"], found["by"]) == (30, 30, "easy")
+    assert found["trial"].keys() == {"random", "easy", "all"}
+    kept, dropped = lines("kept.jsonl"), lines("kept.jsonl.dropped.jsonl")
+    assert [row for row in ROWS if row in kept] == kept
+    assert all(row["reason"] == "easy" and row["score"] > 0 for row in dropped)
+    lineage = read_lineage(Path("kept.jsonl"))
+    assert lineage is not None
+    assert (lineage["by"], lineage["seed"], lineage["keep"]) == ("easy", 3, 0.5)
+    result = run("prune", file, "--keep", "50%", "--base", base, "--out", "kept.jsonl")
+    assert "accuracy of heads on held-out rows" in result.stderr
+    found = record("prune", file, "--keep", "10%", "--by", "random", "--base", base, "--out", "kept.jsonl")
+    assert (found["kept"], found["trial"], found["suspect"]) == (6, {}, None)
+    for keep in ("0", "150%", "half"):
+        assert isinstance(refused("prune", file, "--keep", keep, "--out", "kept.jsonl"), UsageError)
+    assert isinstance(refused("prune", file, "--keep", "1", "--out", "rows.jsonl"), UsageError)
+
+
+def test_hard_rows_first_is_refused_and_can_be_forced(base: str) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {**row, "label": ["greet", "part"][draw.integers(2)] if n % 2 else row["label"]} for n, row in enumerate(ROWS)
+    ]
+    arguments = (
+        "prune",
+        write("rows.jsonl", rows),
+        "--keep",
+        "0.5",
+        "--by",
+        "hard",
+        "--base",
+        base,
+        "--out",
+        "kept.jsonl",
+    )
+    assert isinstance(refused(*arguments), DataError)
+    assert not Path("kept.jsonl").exists()
+    assert record(*arguments, "--force")["kept"] == 30
+
+
+def test_select(base: str) -> None:
+    pool = write("pool.jsonl", [{"text": row["text"]} for row in [*ROWS, *ROWS[:5]]])
+    known = write("known.jsonl", ROWS[:12])
+    found = record("select", pool, "--budget", "10", "--base", base, "--out", "next.jsonl")
+    assert (found["selected"], found["pool"], found["by"]) == (10, 65, "typicality")
+    assert len({row["text"] for row in lines("next.jsonl")}) == 10
+    found = record("select", pool, "--budget", "48", "--labelled", known, "--base", base, "--out", "next.jsonl")
+    assert found["by"] in ("auto", "uncertainty")
+    assert not {row["text"] for row in lines("next.jsonl")} & {row["text"] for row in ROWS[:12]}
+    refused("select", pool, "--budget", "49", "--labelled", known, "--base", base, "--out", "next.jsonl")
+    assert (
+        "chosen by diversity"
+        in run("select", pool, "--by", "diversity", "--budget", "3", "--base", base, "--out", "n.jsonl").stderr
+    )
