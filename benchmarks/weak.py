@@ -4,7 +4,7 @@
 
 Voters see `--rows` training rows without their labels; gold labels only measure. Rules stand in label_rules.py, prompts
 in voters/. For each task: every prompt under every calibration; majority vote and label model over rules, prompts and
-both, on the training rows and on test rows; adapters (`--layers`) trained on the soft labels, and on `--gold` gold labels
+both, on training rows and on test rows; adapters (`--layers`) trained on the soft labels, and on `--gold` gold labels
 of the same rows and on all of them, over several seeds. A line of JSON a figure goes to --out, and lines that are there
 are not measured again, so it can be interrupted.
 """
