@@ -109,7 +109,8 @@ def test_whatever_a_row_says_counts_but_not_its_id_or_place() -> None:
 
 def test_errors_are_counted_and_shown_and_tried_again(tmp_path: Path) -> None:
     source = HEAD + (
-        "@labeling_function\ndef bad(example):\n    if example.text == 'ok': return 'x'\n    return 1 / (len(example.text) - 1)\n"
+        "@labeling_function\ndef bad(example):\n"
+        "    if example.text == 'ok': return 'x'\n    return 1 / (len(example.text) - 1)\n"
         "@labeling_function\ndef none(example): pass\n"
         "@labeling_function\ndef leaves(example): raise SystemExit('bye')\n"
     )
@@ -160,9 +161,7 @@ def test_functions_that_ask_models(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
-    source = (
-        HEAD + "import os\n@labeling_function\ndef dies(e): os._exit(3)\n@labeling_function\ndef fine(e): return 'x'\n"
-    )
+    source = HEAD + "import os\n@labeling_function\ndef dies(e): os._exit(3)\nfine = keywords('x', ['y'])\n"
     with pytest.raises(AdapterHubError, match=r"died.*dies"):
         Bench(tmp_path, source).apply(rows("a"), processes=2)
 
