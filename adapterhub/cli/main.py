@@ -16,7 +16,7 @@ from .shared import console
 UsageProblem = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 # In the order of the road from data to answer; each module adds its commands to the app.
-GROUPS = ("base", "recipe", "train", "sweep", "registry", "rebase", "predict", "serve", "hub")
+GROUPS = ("base", "recipe", "train", "sweep", "registry", "rebase", "predict", "serve", "keys", "hub")
 
 
 def create_app() -> typer.Typer:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,8 +51,17 @@ def serve(
             metavar="TASK=NUMBER", help="A task's part of a busy machine beside others' 1, e.g. support=2. Repeatable."
         ),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            metavar="FILE",
+            envvar="ADAPTERHUB_KEYS",
+            help="File of keys (see `adapterhub keys`); every client must send one as a bearer token.",
+        ),
+    ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="Key that every client must send as a bearer token.")
+        str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="One key that may do everything, beside the file's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow other machines in without a key.")] = False,
     drain_seconds: Annotated[
@@ -64,7 +74,7 @@ def serve(
     from adapterhub.server.run import serve as run
     from adapterhub.server.startup import HubOptions, open_hub
 
-    options = ServerOptions(host, port, api_key, insecure, drain_seconds)
+    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds)
     check_exposure(options)
     refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
     located = Registry.locate(registry)

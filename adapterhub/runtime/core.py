@@ -259,7 +259,10 @@ class LoadedBase:
         return pending
 
     def _request(self, target: Target, tokens: Sequence[int], ask: Ask, sink: Sink) -> Request:
-        """Return the engine's request; a task's versions share its part of the machine, the base has its own."""
+        """Return the engine's request, admitted by its asker.
+
+        A task's versions share its part of the machine, the base has its own.
+        """
 
         def checked(event: Event) -> None:
             wrong = None if isinstance(event, FailedEvent) else self.adapters.wrong_rules(target)
@@ -271,7 +274,9 @@ class LoadedBase:
         weight = 1.0 if named is None else self._weights.get(named, 1.0)
         # Which weights answer is known once they answer: another folder's, where that had the digest at hand first.
         told = sink if target.adapter is None else checked
-        request = Request(tuple(tokens), told, ask, target.adapter, target.task, weight)
+        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight)
+        if target.asker is not None:
+            target.asker.admit(request.room)
         return request
 
     def _read(self, target: Target, given: Input) -> tuple[TaskSpec, list[int]]:
@@ -312,6 +317,13 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:
     return {name: given} if isinstance(given, str) else given
+
+
+def _share(target: Target) -> str | None:
+    """Return whose part of the machine a request takes: the task's, or an asker's own of the task."""
+    if target.asker is None:
+        return target.task
+    return f"{target.task or target.digest or ''}/{target.asker.name}"  # no task's name holds a slash
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,24 @@ from adapterhub.engine.request import Adapter
 
 
 @dataclass(frozen=True)
+class Asker:
+    """For whom something is computed.
+
+    Askers of one task have a part of the machine each, by `name`. `admit` is called with the most tokens that prompt
+    and answer may take before anything is queued; what it raises refuses the request.
+    """
+
+    name: str
+    admit: Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Target:
     """Who answers: the bare base (no spec, digest, version or adapter) or one version of a task.
 
     `name` is what was asked for. The digest is fixed here, so an alias that moves later does not change the answer.
     `task` is whose share of the machine the answer takes; None for an adapter that is not published. `rules` is the
-    sha256 of the text that `spec` was read from.
+    sha256 of the text that `spec` was read from. `asker` is None where nobody need be told apart.
     """
 
     name: str
@@ -28,6 +40,7 @@ class Target:
     adapter: Adapter | None = None
     task: str | None = None
     rules: str | None = None
+    asker: Asker | None = None
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=refusals(*GUARDED, 503))
-    async def models() -> Response:
-        """List the base and every ref."""
-        return await list_models(service)
+    async def models(request: Request) -> Response:
+        """List the base and every ref that the key may ask."""
+        return await list_models(service, request)
 
     @app.get("/v1/models/{model:path}", responses=refusals(*ASKED))
     async def model(request: Request, model: str) -> Response:

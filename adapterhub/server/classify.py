@@ -26,7 +26,7 @@ async def classify(service: Service, request: Request, body: ClassifyBody) -> Re
         body.input,
         lambda inputs, cancelled: service.loaded.answers(target, inputs, cancelled=cancelled),
     )
-    tokens = record.prompt_tokens = sum(prediction.prompt_tokens for prediction in predictions)
+    tokens = record.prompt_tokens
     return Json(
         {
             "object": "list",

@@ -126,6 +126,7 @@ async def _whole(feed: Feed, answer: Answer, record: Record) -> dict[str, Any]:
     async for index, chunk in feed:
         answer.choices[index].add(chunk)
         _note(answer, chunk, record)
+    record.settle()  # before the client hears of the end: its next request finds its quota in order
     return answer.whole()
 
 
@@ -141,6 +142,7 @@ async def _events(
     yield answer.opening(include_usage=include_usage) + told(first)
     async for item in feed:
         yield told(item)
+    record.settle()
     if include_usage:
         yield answer.closing()
 

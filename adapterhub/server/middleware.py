@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub.errors import Overloaded
+from adapterhub.errors import AdapterHubError
 
 from .errors import error_response, respond
+from .log import LOG
 from .record import Record, request_id
-from .service import LOG, Service
+from .service import Service
 from .wire import Json
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 OPEN_ROUTES = frozenset({"/health", "/ready"})
+ADMIN_ROUTES = frozenset({"/metrics"})
 QUIET_ROUTES = OPEN_ROUTES | {"/metrics"}
 # A client that is still sending would not read its refusal, so this much of a refused body is read and dropped.
 MAX_DROPPED_BYTES = 64 * 1024 * 1024
@@ -58,6 +59,7 @@ class Observe:
             await respond(error)(scope, receive, tell)
         finally:
             self.service.leave()
+            record.settle()
             record.count(self.service.metrics)
             if record.path not in QUIET_ROUTES:
                 LOG.info("%s", json.dumps(record.line()))
@@ -75,37 +77,41 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        refusal = self._refusal(scope["path"], Headers(scope=scope), scope["state"]["record"])
         if refusal is None:
             await self.app(scope, _limited(receive), send)
         else:
             await _drop_body(receive)
             await refusal(scope, receive, send)
 
-    def _refusal(self, path: str, headers: Headers) -> Json | None:
+    def _refusal(self, path: str, headers: Headers, record: Record) -> Json | None:
         if path in OPEN_ROUTES:
             return None
-        if not self._may_enter(headers):
-            message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
-            return error_response(401, message, headers={"www-authenticate": "Bearer"})
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            return error_response(413, TOO_LARGE)
-        if path.startswith("/v1/"):
-            try:
+        try:
+            if self.service.access is not None and not self._identify(path, headers, record):
+                message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
+                return error_response(401, message, headers={"www-authenticate": "Bearer"})
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+                return error_response(413, TOO_LARGE)
+            if path.startswith("/v1/"):
                 self.service.check_ready()
-            except Overloaded as error:
-                return respond(error)
+        except AdapterHubError as error:
+            return respond(error)
         return None
 
-    def _may_enter(self, headers: Headers) -> bool:
-        if self.service.api_key is None:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Bytes, since compare_digest refuses text beyond ASCII; header text is Latin-1 for whatever bytes came.
-        ours = self.service.api_key.encode("utf-8", "surrogateescape")  # as it came from the environment
-        right = hmac.compare_digest(key.strip().encode("latin-1"), ours)
-        return right and scheme.lower() == "bearer"
+    def _identify(self, path: str, headers: Headers, record: Record) -> bool:
+        """Note on the record who asks, and return whether anybody known does; raises Forbidden and LimitReached."""
+        access = self.service.access
+        assert access is not None
+        key = access.find(headers.get("authorization", ""))
+        if key is None:
+            return False
+        record.visitor = access.visitor(key)
+        if path in ADMIN_ROUTES:
+            record.visitor.check_admin()
+        access.count(key)
+        return True
 
 
 def _limited(receive: Receive) -> Receive:

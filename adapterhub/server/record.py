@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from .access import Visitor
 from .fields import shorten
 from .metrics import NO_ADAPTER, Metrics
 
@@ -34,7 +35,7 @@ def request_id(offered: str | None) -> str:
 
 @dataclass
 class Record:
-    """One request; `adapter` is the bounded label of metrics, `model` what was asked."""
+    """One request; `adapter` is the bounded label of metrics, `model` what was asked, `visitor` None without keys."""
 
     id: str
     method: str
@@ -49,6 +50,7 @@ class Record:
     status: int = 0
     failed: int = 0
     gone: bool = False
+    visitor: Visitor | None = None
 
     @property
     def outcome(self) -> int:
@@ -59,6 +61,11 @@ class Record:
     def route(self) -> str:
         """The route, one of a fixed few."""
         return route_of(self.path)
+
+    def settle(self) -> None:
+        """Tell the key's quota what was used of what was taken; only the first call counts."""
+        if self.visitor is not None:
+            self.visitor.settle(self.prompt_tokens + self.completion_tokens)
 
     def saw_token(self) -> None:
         """Note the time of the first generated token."""
@@ -85,6 +92,8 @@ class Record:
             "status": self.outcome,
             "ms": round((time.perf_counter() - self.started) * 1000, 1),
         }
+        if self.visitor is not None:
+            line["key"] = self.visitor.name
         if self.model is not None:
             line |= {"model": self.model[:100], "digest": self.digest}
             line |= {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,18 +10,21 @@ from typing import TypeVar
 from adapterhub.errors import Overloaded
 from adapterhub.runtime.hub import AdapterHub
 
+from .access import Access
 from .metrics import Metrics
 
 T = TypeVar("T")
-LOG = logging.getLogger("adapterhub.server")
 
 
 class Service:
-    """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it."""
+    """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it.
 
-    def __init__(self, hub: AdapterHub | None = None, *, api_key: str | None = None) -> None:
+    Without `access` everybody may do everything.
+    """
+
+    def __init__(self, hub: AdapterHub | None = None, *, access: Access | None = None) -> None:
         self.hub = hub
-        self.api_key = api_key
+        self.access = access
         self.draining = False
         self.metrics = Metrics(self._stats)
         self.running = 0
@@ -76,6 +78,8 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Let the thread pools end."""
+        """Let the thread pools end, and close the ledger."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._computing.shutdown(wait=False, cancel_futures=True)
+        if self.access is not None:
+            self.access.close()

@@ -14,8 +14,8 @@ from adapterhub.errors import Cancelled
 from adapterhub.runtime.stream import Chunk, GenerationStream
 
 from .errors import describe
+from .log import LOG
 from .record import Record
-from .service import LOG
 from .wire import DONE, event
 
 T = TypeVar("T")

@@ -140,6 +140,8 @@ class FakeHub:
         first = len(text) % 3
         probs = {label: 0.8 if index == first else 0.1 for index, label in enumerate(LABELS)}
         assert target.spec is not None
+        if target.asker is not None:
+            target.asker.admit(len(text))
         many = target.spec.kind == "multilabel"
         return Prediction(
             label=None if many else LABELS[first],
@@ -155,6 +157,8 @@ class FakeHub:
         prompt = prompt_text(request)
         if len(prompt) > 1000:
             raise PromptTooLong(f"{len(prompt)} tokens are more than the 1000 this task takes", param="prompt")
+        if target.asker is not None:
+            target.asker.admit(len(prompt) + (request.max_tokens or 8))
         self.requests.append(request)
         stream = FakeStream(lambda stream: self._tokens(stream, target, request, prompt))
         self.streams.append(stream)

@@ -15,6 +15,7 @@ from typing import Any
 import openai
 import uvicorn
 
+from adapterhub.server.access import Access
 from adapterhub.server.app import create_app
 from adapterhub.server.run import bind, url_of
 from adapterhub.server.service import Service
@@ -78,9 +79,9 @@ class Running:
 
 
 @contextmanager
-def running(hub: Any, *, api_key: str | None = None) -> Iterator[Running]:
+def running(hub: Any, *, access: Access | None = None) -> Iterator[Running]:
     """Serve `hub` (None: still loading) until the block ends."""
-    service = Service(hub, api_key=api_key)
+    service = Service(hub, access=access)
     bound = bind("127.0.0.1", 0)
     port = int(url_of(bound).rpartition(":")[2])
     config = uvicorn.Config(create_app(service), log_config=None, lifespan="off", timeout_graceful_shutdown=2)

@@ -35,7 +35,9 @@ def test_every_error_of_ours_has_its_status_and_code(error: type[AdapterHubError
     assert 400 <= error.status < 600
     assert body["code"] == error.code
     assert body["message"] == "what was wrong"
-    assert body["type"] == ("server_error" if error.status >= 500 else "invalid_request_error")
+    kinds = {403: "permission_error", 429: "rate_limit_error"}
+    assert body["type"] == ("server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error"))
+    assert answer.headers.get("retry-after") == ("1" if "retry_after" in dir(error("")) else None)
 
 
 def test_an_error_not_of_ours_tells_nothing() -> None:

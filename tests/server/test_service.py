@@ -11,6 +11,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapterhub.server.access import Access
 from adapterhub.server.metrics import Metrics
 from adapterhub.server.record import Record, request_id
 
@@ -65,9 +66,9 @@ def test_a_label_may_be_null_in_the_description(server: Running) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/embeddings"])
 def test_refusals_are_described(server: Running, path: str) -> None:
     answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "404", "409", "413", "422", "500", "503"}
+    assert set(answers) == {"200", "400", "401", "403", "404", "409", "413", "422", "429", "500", "503"}
     shapes = [answer["content"]["application/json"]["schema"] for status, answer in answers.items() if status != "200"]
-    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 8
+    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 10
 
 
 def test_not_ready_while_the_base_loads() -> None:
@@ -149,7 +150,7 @@ def test_request_ids() -> None:
 
 
 def test_a_key_guards_all_but_the_probes() -> None:
-    with running(FakeHub(), api_key="s3cret-é") as guarded:
+    with running(FakeHub(), access=Access(api_key="s3cret-é")) as guarded:
         for path in ("/health", "/ready"):
             assert guarded.ask("GET", path).status == 200
         for path in ("/v1/models", "/metrics", "/nowhere", "/openapi.json"):
@@ -161,7 +162,7 @@ def test_a_key_guards_all_but_the_probes() -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         right = "Bearer s3cret-é".encode().decode("latin-1")
         assert guarded.ask("GET", "/v1/models", headers={"authorization": right}).status == 200
-    with running(FakeHub(), api_key="key") as guarded:
+    with running(FakeHub(), access=Access(api_key="key")) as guarded:
         with guarded.openai("key") as client:
             assert client.models.list().data
         with guarded.openai("other") as client, pytest.raises(openai.AuthenticationError):
