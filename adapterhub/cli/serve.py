@@ -64,17 +64,24 @@ def serve(
         str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="One key that may do everything, beside the file's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow other machines in without a key.")] = False,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="The largest body of a request.")] = "4MiB",
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests answered or waiting at once; one key takes half of them at most.")
+    ] = 1024,
+    max_seconds: Annotated[float, typer.Option(min=0.001, help="How long one request may take in all.")] = 600.0,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="How long running requests may go on once the server is told to stop.")
     ] = 30.0,
 ) -> None:
     """Serve the base and all adapters of a registry over HTTP, until SIGTERM or Ctrl-C."""
     from adapterhub.registry.store import Registry
+    from adapterhub.server.limits import ServerLimits
     from adapterhub.server.run import ServerOptions, check_exposure
     from adapterhub.server.run import serve as run
     from adapterhub.server.startup import HubOptions, open_hub
 
-    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds)
+    limits = ServerLimits(parse_size(max_body, "--max-body"), max_requests, max_seconds)
+    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds, limits)
     check_exposure(options)
     refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
     located = Registry.locate(registry)

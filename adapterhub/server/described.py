@@ -11,16 +11,17 @@ MEANINGS = {
     401: "The API key is missing or wrong.",
     403: "The API key does not allow it.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     409: "The name stands for the base and for a task.",
     413: "The body is too large.",
     422: "The adapter's files are damaged, or the base cannot be used so.",
-    429: "The API key's requests a minute or tokens a day are used up; `Retry-After` says when to try again.",
+    429: "The API key's requests a minute, at once, or tokens a day are used up; `Retry-After` says when to try again.",
     500: "The server failed.",
-    503: "Loading, stopping, or no room now; try again.",
+    503: "Loading, stopping, no room now, or no time left; try again.",
 }
 GUARDED = (401, 403, 429, 500)
 ASKED = (400, 401, 403, 404, 409, 422, 429, 500, 503)
-POSTED = (*ASKED, 413)
+POSTED = (*ASKED, 408, 413)
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 

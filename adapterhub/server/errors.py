@@ -28,7 +28,13 @@ from .wire import Json
 ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 # OpenAI's names of what went wrong, where it is neither the request's content nor the server.
 KINDS = {403: "permission_error", 429: "rate_limit_error"}
-CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timed_out",
+    413: "request_too_large",
+}
 
 
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:

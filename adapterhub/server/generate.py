@@ -99,9 +99,9 @@ async def _run(
     feed = Feed(await service.look_up(partial(start, service.loaded, target, asked)))
     try:
         if not body.stream:
-            return Json(await while_connected(request.receive, _whole(feed, answer, record)))
+            return Json(await while_connected(request.receive, _whole(feed, answer, record), record))
         # The first chunk is awaited before the status is sent, so that what fails until then still gets its own.
-        first = await while_connected(request.receive, feed.take())
+        first = await while_connected(request.receive, feed.take(), record)
         events = _events(first, feed, answer, record, include_usage=body.include_usage)
         return EventStream(events, feed, record)
     except BaseException as error:

@@ -39,8 +39,8 @@ async def answer_all(service: Service, request: Request, inputs: Sequence[Input]
     """
     record, cancelled = record_of(request), threading.Event()
     try:
-        work = service.compute(partial(_all, inputs, ask, cancelled, record))
-        answers = await while_connected(request.receive, work)
+        work = service.compute(partial(_all, inputs, ask, cancelled, record), record.key)
+        answers = await while_connected(request.receive, work, record)
     except BaseException as error:
         cancelled.set()
         record.gone = isinstance(error, ClientGone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -35,7 +36,12 @@ def request_id(offered: str | None) -> str:
 
 @dataclass
 class Record:
-    """One request; `adapter` is the bounded label of metrics, `model` what was asked, `visitor` None without keys."""
+    """One request.
+
+    `adapter` is the bounded label of metrics, `model` what was asked, `visitor` None without keys.
+
+    `seconds` is how long it may take from its arrival; `placed` says that it takes one of the server's places.
+    """
 
     id: str
     method: str
@@ -51,6 +57,8 @@ class Record:
     failed: int = 0
     gone: bool = False
     visitor: Visitor | None = None
+    seconds: float = math.inf
+    placed: bool = False
 
     @property
     def outcome(self) -> int:
@@ -61,6 +69,18 @@ class Record:
     def route(self) -> str:
         """The route, one of a fixed few."""
         return route_of(self.path)
+
+    @property
+    def key(self) -> str | None:
+        """The id of the key that asks; None without keys."""
+        return None if self.visitor is None else self.visitor.key.id
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it may go on; None for ever."""
+        if self.seconds == math.inf:
+            return None
+        return max(0.0, self.started + self.seconds - time.perf_counter())
 
     def settle(self) -> None:
         """Tell the key's quota what was used of what was taken; only the first call counts."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from adapterhub.runtime.hub import AdapterHub
 
 from .access import Access
 from .app import create_app
+from .limits import ServerLimits
 from .log import LOG
 from .service import Service
 
@@ -45,6 +46,7 @@ class ServerOptions:
     keys: Path | None = None
     insecure: bool = False
     drain_seconds: float = 30.0
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 def check_exposure(options: ServerOptions) -> None:
@@ -133,7 +135,7 @@ async def _serve(
     say: Callable[[str], None],
 ) -> bool:
     """Serve to the end; False says that the base is still loading."""
-    service = Service(access=access)
+    service = Service(access=access, limits=options.limits)
     config = uvicorn.Config(
         create_app(service),
         log_config=None,

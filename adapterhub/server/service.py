@@ -11,9 +11,12 @@ from adapterhub.errors import Overloaded
 from adapterhub.runtime.hub import AdapterHub
 
 from .access import Access
+from .limits import Places, ServerLimits
 from .metrics import Metrics
 
 T = TypeVar("T")
+# Threads that wait for the engine's answers, and how many of them one key may hold.
+COMPUTING, OF_ONE_KEY = 32, 16
 
 
 class Service:
@@ -22,9 +25,13 @@ class Service:
     Without `access` everybody may do everything.
     """
 
-    def __init__(self, hub: AdapterHub | None = None, *, access: Access | None = None) -> None:
+    def __init__(
+        self, hub: AdapterHub | None = None, *, access: Access | None = None, limits: ServerLimits | None = None
+    ) -> None:
         self.hub = hub
         self.access = access
+        self.limits = limits or ServerLimits()
+        self.places = Places(self.limits.requests)
         self.draining = False
         self.metrics = Metrics(self._stats)
         self.running = 0
@@ -32,7 +39,8 @@ class Service:
         self._idle.set()
         # Apart, so that long computations never keep short look-ups waiting.
         self._lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
-        self._computing = ThreadPoolExecutor(32, thread_name_prefix="compute")
+        self._computing = ThreadPoolExecutor(COMPUTING, thread_name_prefix="compute")
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
@@ -54,9 +62,13 @@ class Service:
         """Run a short blocking call (files, tokenising) off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._lookups, call)
 
-    async def compute(self, call: Callable[[], T]) -> T:
-        """Wait for the engine's answers (labels, vectors) off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._computing, call)
+    async def compute(self, call: Callable[[], T], key: str | None = None) -> T:
+        """Wait for the engine's answers (labels, vectors) off the event loop; one key never holds all threads."""
+        loop = asyncio.get_running_loop()
+        if key is None:
+            return await loop.run_in_executor(self._computing, call)
+        async with self._turns.setdefault(key, asyncio.Semaphore(OF_ONE_KEY)):
+            return await loop.run_in_executor(self._computing, call)
 
     def enter(self) -> None:
         """Note that a request runs."""

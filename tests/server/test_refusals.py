@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from adapterhub.errors import AdapterHubError, all_errors
 from adapterhub.server.errors import describe, respond
-from adapterhub.server.middleware import MAX_BODY_BYTES
+from adapterhub.server.limits import ServerLimits
 from adapterhub.server.schemas import ChatBody, ClassifyBody, CompletionBody
 
 from .fake import BASE
 from .running import Running
 
+MAX_BODY_BYTES = ServerLimits().body_bytes
 COMPLETION = {"model": "orders", "prompt": "Hi"}
 CHAT = {"model": "orders", "messages": [{"role": "user", "content": "Hi"}]}
 UNSUPPORTED = "unsupported_request"

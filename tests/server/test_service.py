@@ -66,9 +66,9 @@ def test_a_label_may_be_null_in_the_description(server: Running) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/embeddings"])
 def test_refusals_are_described(server: Running, path: str) -> None:
     answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "403", "404", "409", "413", "422", "429", "500", "503"}
+    assert set(answers) == {"200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "503"}
     shapes = [answer["content"]["application/json"]["schema"] for status, answer in answers.items() if status != "200"]
-    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 10
+    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 11
 
 
 def test_not_ready_while_the_base_loads() -> None:
