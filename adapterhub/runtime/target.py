@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.request import Adapter
+from adapterhub.engine.tally import AdapterCounts, Residency
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,29 @@ class ModelInfo:
     created: int
     digest: str | None
     kind: str
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """A published version and where its adapter is: in a "slot" (ready to run), in "memory", or on "disk"."""
+
+    id: str
+    task: str
+    version: int
+    digest: str
+    kind: str
+    aliases: tuple[str, ...]
+    residency: str
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class AdapterNumbers:
+    """What the engine did for one adapter, by its name `task@version`, the base's, or "others"; and where it is."""
+
+    name: str
+    counts: AdapterCounts
+    residency: Residency
 
 
 @dataclass(frozen=True)

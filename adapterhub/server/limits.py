@@ -38,7 +38,7 @@ class Places:
         """Take a place; raises Overloaded where none is left, LimitReached where the key has its part already."""
         if key is not None and self._taken[key] >= self.most_of_one:
             raise LimitReached(
-                f"{self.most_of_one} requests of this key are being answered or wait, all that one key may have; try later"
+                f"{self.most_of_one} requests of this key are being answered or wait, the most for one key; try later"
             )
         if self._taken.total() >= self.most:
             raise Overloaded(f"{self.most} requests are being answered or wait already; try again later")

@@ -19,7 +19,7 @@ from .service import Service
 from .wire import Json
 
 OPEN_ROUTES = frozenset({"/health", "/ready"})
-ADMIN_ROUTES = frozenset({"/metrics"})
+ADMIN_ROUTES = frozenset({"/metrics", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 QUIET_ROUTES = OPEN_ROUTES | {"/metrics"}
 # A client that is still sending would not read its refusal, so this much of a refused body is read and dropped.
 MAX_DROPPED_BYTES = 64 * 1024 * 1024
@@ -117,7 +117,7 @@ class Guard:
         if key is None:
             return False
         record.visitor = access.visitor(key)
-        if path in ADMIN_ROUTES:
+        if path in ADMIN_ROUTES or path.startswith("/v1/adapters/"):
             record.visitor.check_admin()
         access.count(key)
         return True

@@ -193,3 +193,24 @@ class ClassifyBody(WireModel):
     harmless: ClassVar[frozenset[str]] = HARMLESS
     model: Text
     input: Inputs
+
+
+class AdapterBody(WireModel):
+    """`POST /v1/adapters/{load,pin,unpin,unload}`: the ref of a published version."""
+
+    model: Text
+
+
+class LoadLoraBody(WireModel):
+    """`POST /v1/load_lora_adapter`, as vLLM takes it."""
+
+    neutral: ClassVar[Mapping[str, Any]] = MappingProxyType({"load_inplace": False, "is_3d_lora_weight": False})
+    lora_name: Text
+    lora_path: Text | None = None
+
+
+class UnloadLoraBody(WireModel):
+    """`POST /v1/unload_lora_adapter`, as vLLM takes it."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"lora_int_id"})
+    lora_name: Text
