@@ -64,6 +64,12 @@ def serve(
         str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="One key that may do everything, beside the file's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow other machines in without a key.")] = False,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            "--feedback", metavar="FOLDER", help="Keep what POST /v1/feedback says, and the recent answers it is about."
+        ),
+    ] = None,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="The largest body of a request.")] = "4MiB",
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests answered or waiting at once; one key takes half of them at most.")
@@ -81,7 +87,7 @@ def serve(
     from adapterhub.server.startup import HubOptions, open_hub
 
     limits = ServerLimits(parse_size(max_body, "--max-body"), max_requests, max_seconds)
-    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds, limits)
+    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds, limits, feedback)
     check_exposure(options)
     refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
     located = Registry.locate(registry)

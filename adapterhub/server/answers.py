@@ -50,8 +50,9 @@ class Answer(ABC):
     def __init__(self, model: str, fingerprint: str | None, choices: int, *, logprobs: bool) -> None:
         self.choices = [Choice() for _ in range(choices)]
         self.logprobs = logprobs
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": self.id,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,

@@ -11,6 +11,7 @@ from .classify import classify
 from .described import ASKED, CLASSIFIED, GUARDED, POSTED, STREAMED, refusals
 from .embed import embed
 from .errors import install_handlers
+from .feedback import give_feedback
 from .generate import chat, complete
 from .metrics import CONTENT_TYPE
 from .middleware import Guard, Observe
@@ -21,6 +22,7 @@ from .schemas import (
     ClassifyBody,
     CompletionBody,
     EmbeddingBody,
+    FeedbackBody,
     LoadLoraBody,
     UnloadLoraBody,
 )
@@ -95,6 +97,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def embeddings(request: Request, body: EmbeddingBody) -> Response:
         """Return a vector for one input or several."""
         return await embed(service, request, body)
+
+    @app.post("/v1/feedback", responses=refusals(*POSTED))
+    async def feedback(request: Request, body: FeedbackBody) -> Response:
+        """Say what an answer should have been; 200 says that it is on the disk."""
+        return await give_feedback(service, request, body)
 
 
 def _add_adapters(app: FastAPI, service: Service) -> None:

@@ -46,6 +46,7 @@ class Usage(BaseModel):
 class ClassifyAnswer(BaseModel):
     """What `/v1/classify` answers: an entry an input, in order, with `labels` for a multilabel task, else `label`."""
 
+    id: str
     object: Literal["list"]
     model: str
     data: list[Labelled]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,15 @@ from adapterhub.runtime.stream import Chunk, GenerationStream
 from adapterhub.runtime.target import GenerationRequest, Target
 
 from .answers import Answer, ChatAnswer, CompletionAnswer
+from .feedback import generated, remember
 from .lookup import find_for, record_of
 from .record import Record
 from .schemas import ChatBody, CompletionBody, SamplingFields
 from .service import Service
 from .stream import ClientGone, EventStream, Feed, while_connected
 from .wire import Json
+
+Ended = Callable[[], Awaitable[None]]
 
 
 async def complete(service: Service, request: Request, body: CompletionBody) -> Response:
@@ -96,13 +99,20 @@ async def _run(
     answer: Answer,
 ) -> Response:
     record = record_of(request)
+
+    async def ended() -> None:
+        """Keep what was said, and settle: before the client hears of the end, and asks or answers again."""
+        record.settle()
+        texts = ["".join(choice.texts) for choice in answer.choices]
+        await remember(service, answer.id, generated(target, body.model, asked, texts, record))
+
     feed = Feed(await service.look_up(partial(start, service.loaded, target, asked)))
     try:
         if not body.stream:
-            return Json(await while_connected(request.receive, _whole(feed, answer, record), record))
+            return Json(await while_connected(request.receive, _whole(feed, answer, record, ended), record))
         # The first chunk is awaited before the status is sent, so that what fails until then still gets its own.
         first = await while_connected(request.receive, feed.take(), record)
-        events = _events(first, feed, answer, record, include_usage=body.include_usage)
+        events = _events(first, feed, answer, record, ended, include_usage=body.include_usage)
         return EventStream(events, feed, record)
     except BaseException as error:
         feed.cancel()
@@ -122,16 +132,16 @@ def start(hub: AdapterHub, target: Target, asked: Sequence[GenerationRequest]) -
     return streams
 
 
-async def _whole(feed: Feed, answer: Answer, record: Record) -> dict[str, Any]:
+async def _whole(feed: Feed, answer: Answer, record: Record, ended: Ended) -> dict[str, Any]:
     async for index, chunk in feed:
         answer.choices[index].add(chunk)
         _note(answer, chunk, record)
-    record.settle()  # before the client hears of the end: its next request finds its quota in order
+    await ended()
     return answer.whole()
 
 
 async def _events(
-    first: tuple[int, Chunk], feed: Feed, answer: Answer, record: Record, *, include_usage: bool
+    first: tuple[int, Chunk], feed: Feed, answer: Answer, record: Record, ended: Ended, *, include_usage: bool
 ) -> AsyncIterator[bytes]:
     def told(item: tuple[int, Chunk]) -> bytes:
         index, chunk = item
@@ -142,7 +152,7 @@ async def _events(
     yield answer.opening(include_usage=include_usage) + told(first)
     async for item in feed:
         yield told(item)
-    record.settle()
+    await ended()
     if include_usage:
         yield answer.closing()
 

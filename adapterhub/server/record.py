@@ -16,7 +16,7 @@ from .metrics import NO_ADAPTER, Metrics
 ROUTES = frozenset(
     {"/health", "/ready", "/metrics", "/openapi.json", "/v1/models"}
     | {"/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/embeddings"}
-    | {"/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    | {"/v1/feedback", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
     | {f"/v1/adapters/{action}" for action in ("load", "pin", "unpin", "unload")}
 )
 GONE = 499

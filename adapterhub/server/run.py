@@ -25,6 +25,7 @@ from adapterhub.runtime.hub import AdapterHub
 
 from .access import Access
 from .app import create_app
+from .feedback_store import FeedbackStore
 from .limits import ServerLimits
 from .log import LOG
 from .service import Service
@@ -37,7 +38,7 @@ class ServerOptions:
     """Where, how and for whom to serve.
 
     `port` 0 takes a free one; `drain_seconds` is how long running requests may go on. `keys` is a file of keys,
-    `api_key` one that may do everything; without both nobody is asked for one.
+    `api_key` one that may do everything; without both nobody is asked for one. `feedback` is the folder that keeps it.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class ServerOptions:
     insecure: bool = False
     drain_seconds: float = 30.0
     limits: ServerLimits = field(default_factory=ServerLimits)
+    feedback: Path | None = None
 
 
 def check_exposure(options: ServerOptions) -> None:
@@ -135,7 +137,8 @@ async def _serve(
     say: Callable[[str], None],
 ) -> bool:
     """Serve to the end; False says that the base is still loading."""
-    service = Service(access=access, limits=options.limits)
+    kept = None if options.feedback is None else FeedbackStore(options.feedback)
+    service = Service(access=access, limits=options.limits, feedback=kept)
     config = uvicorn.Config(
         create_app(service),
         log_config=None,

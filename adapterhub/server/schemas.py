@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, refusal
+from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, encodable, refusal
 
 HARMLESS = frozenset(
     {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -214,3 +214,13 @@ class UnloadLoraBody(WireModel):
 
     harmless: ClassVar[frozenset[str]] = frozenset({"lora_int_id"})
     lora_name: Text
+
+
+class FeedbackBody(WireModel):
+    """`POST /v1/feedback`: an answer's id, the index of its entry or choice, and what is right in its place."""
+
+    id: Text
+    index: int = Field(0, ge=0, le=MAX_COUNT)
+    label: Text | None = None
+    labels: Annotated[list[str], AfterValidator(encodable)] | None = None
+    completion: Text | None = None

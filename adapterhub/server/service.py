@@ -11,6 +11,7 @@ from adapterhub.errors import Overloaded
 from adapterhub.runtime.hub import AdapterHub
 
 from .access import Access
+from .feedback_store import FeedbackStore
 from .limits import Places, ServerLimits
 from .metrics import Metrics
 
@@ -22,13 +23,19 @@ COMPUTING, OF_ONE_KEY = 32, 16
 class Service:
     """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it.
 
-    Without `access` everybody may do everything.
+    Without `access` everybody may do everything; without `feedback` none is kept, nor what it may be about.
     """
 
     def __init__(
-        self, hub: AdapterHub | None = None, *, access: Access | None = None, limits: ServerLimits | None = None
+        self,
+        hub: AdapterHub | None = None,
+        *,
+        access: Access | None = None,
+        limits: ServerLimits | None = None,
+        feedback: FeedbackStore | None = None,
     ) -> None:
         self.hub = hub
+        self.feedback = feedback
         self.access = access
         self.limits = limits or ServerLimits()
         self.places = Places(self.limits.requests)
@@ -90,8 +97,10 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Let the thread pools end, and close the ledger."""
+        """Let the thread pools end, and close the files."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._computing.shutdown(wait=False, cancel_futures=True)
         if self.access is not None:
             self.access.close()
+        if self.feedback is not None:
+            self.feedback.close()

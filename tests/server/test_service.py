@@ -104,11 +104,13 @@ def test_classify_one(server: Running, given: Any) -> None:
     label = LABELS[4 % 3]
     probs = {each: 0.8 if each == label else 0.1 for each in LABELS}
     assert answer.json == {
+        "id": answer.json["id"],
         "object": "list",
         "model": "tone",
         "data": [{"index": 0, "label": label, "probs": probs}],
         "usage": {"prompt_tokens": 4, "completion_tokens": 0, "total_tokens": 4},
     }
+    assert answer.json["id"].startswith("clsf-")
     assert answer.headers["x-adapterhub-digest"] == digest_of("tone")
 
 
