@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, replace
 
 # Digests counted apart; the rest is counted together, so that the table has an end.
-MOST_ADAPTERS = 1024
+MOST_ADAPTERS = 256
 OTHERS = "others"
 
 

@@ -27,24 +27,26 @@ Ended = Callable[[], Awaitable[None]]
 
 
 async def complete(service: Service, request: Request, body: CompletionBody) -> Response:
-    """Answer `/v1/completions`: one choice a prompt."""
+    """Answer `/v1/completions`: `n` choices a prompt, those of one prompt next to each other."""
     target = await find_for(service, record_of(request), body.model, "generate")
-    options = sampling_options(body, target)
-    asked = [
-        GenerationRequest(text=prompt, **options)
-        if isinstance(prompt, str)
-        else GenerationRequest(token_ids=prompt, **options)
-        for prompt in body.prompt
+    prompts: list[dict[str, Any]] = [
+        {"text" if isinstance(prompt, str) else "token_ids": prompt} for prompt in body.prompt
     ]
-    answer = CompletionAnswer(body.model, fingerprint_of(service), len(asked), logprobs=body.alternatives is not None)
+    asked = [GenerationRequest(**prompt, **options) for prompt in prompts for options in choices(body, target)]
+    answer = CompletionAnswer(
+        body.model, fingerprint_of(service), len(asked), each=body.n, logprobs=body.alternatives is not None
+    )
     return await _run(service, request, body, target, asked, answer)
 
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Response:
     """Answer `/v1/chat/completions`."""
     target = await find_for(service, record_of(request), body.model, "generate")
-    asked = [GenerationRequest(**conversation(body, target), **sampling_options(body, target))]
-    answer = ChatAnswer(body.model, fingerprint_of(service), 1, logprobs=body.alternatives is not None)
+    turns = conversation(body, target)
+    asked = [GenerationRequest(**turns, **options) for options in choices(body, target)]
+    answer = ChatAnswer(
+        body.model, fingerprint_of(service), len(asked), each=body.n, logprobs=body.alternatives is not None
+    )
     return await _run(service, request, body, target, asked, answer)
 
 
@@ -73,6 +75,15 @@ def sampling_options(body: SamplingFields, target: Target) -> dict[str, Any]:
     }
 
 
+def choices(body: SamplingFields, target: Target) -> list[dict[str, Any]]:
+    """Return the options of each of the `n` choices of a prompt: a seed gives every choice one of its own."""
+    options = sampling_options(body, target)
+    if body.seed is None:
+        return [options] * body.n
+    # From one end of the range of 64 bits on to the other.
+    return [{**options, "seed": (body.seed + index + 2**63) % 2**64 - 2**63} for index in range(body.n)]
+
+
 def conversation(body: ChatBody, target: Target) -> dict[str, Any]:
     """Return the prompt of a chat as `messages`, or as `fields`.
 
@@ -99,6 +110,7 @@ async def _run(
     answer: Answer,
 ) -> Response:
     record = record_of(request)
+    record.choices = len(asked)
 
     async def ended() -> None:
         """Keep what was said, and settle: before the client hears of the end, and asks or answers again."""

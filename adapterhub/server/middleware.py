@@ -62,7 +62,8 @@ class Observe:
             record.settle()
             record.count(self.service.metrics)
             if record.path not in QUIET_ROUTES:
-                LOG.info("%s", json.dumps(record.line()))
+                line = record.line()
+                LOG.info("%s", json.dumps(line), extra={"request": line})
 
 
 class Guard:

@@ -55,6 +55,8 @@ class Record:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token: float | None = None
+    last_token: float = 0.0
+    choices: int = 1
     status: int = 0
     failed: int = 0
     gone: bool = False
@@ -90,20 +92,30 @@ class Record:
             self.visitor.settle(self.prompt_tokens + self.completion_tokens)
 
     def saw_token(self) -> None:
-        """Note the time of the first generated token."""
+        """Note the time of a generated token."""
+        self.last_token = time.perf_counter() - self.started
         if self.first_token is None:
-            self.first_token = time.perf_counter() - self.started
+            self.first_token = self.last_token
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Time between two tokens of a choice; None where no choice has two."""
+        steps = self.completion_tokens / self.choices - 1
+        return (self.last_token - self.first_token) / steps if self.first_token is not None and steps > 0 else None
 
     def count(self, metrics: Metrics) -> None:
         """Add this request to the metrics."""
-        metrics.requests.labels(self.adapter, self.route, str(self.outcome)).inc()
-        metrics.seconds.labels(self.adapter, self.route).observe(time.perf_counter() - self.started)
+        adapter = metrics.label(self.adapter)
+        metrics.requests.labels(adapter, self.route, str(self.outcome)).inc()
+        metrics.seconds.labels(adapter, self.route).observe(time.perf_counter() - self.started)
         if self.prompt_tokens:
-            metrics.prompt_tokens.labels(self.adapter).inc(self.prompt_tokens)
+            metrics.prompt_tokens.labels(adapter).inc(self.prompt_tokens)
         if self.completion_tokens:
-            metrics.completion_tokens.labels(self.adapter).inc(self.completion_tokens)
+            metrics.completion_tokens.labels(adapter).inc(self.completion_tokens)
         if self.first_token is not None:
-            metrics.first_token.labels(self.adapter).observe(self.first_token)
+            metrics.first_token.labels(adapter).observe(self.first_token)
+        if self.token_seconds is not None:
+            metrics.token_seconds.labels(adapter).observe(self.token_seconds)
 
     def line(self) -> dict[str, Any]:
         """Return the log line: names, digest, counts and times; no text of prompts or answers."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from adapterhub.errors import Overloaded
 from adapterhub.runtime.hub import AdapterHub
+from adapterhub.runtime.target import AdapterNumbers
 
 from .access import Access
 from .feedback_store import FeedbackStore
@@ -40,7 +41,7 @@ class Service:
         self.limits = limits or ServerLimits()
         self.places = Places(self.limits.requests)
         self.draining = False
-        self.metrics = Metrics(self._stats)
+        self.metrics = Metrics(self._stats, self._adapters)
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,6 +52,9 @@ class Service:
 
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
+
+    def _adapters(self) -> Sequence[AdapterNumbers]:
+        return () if self.hub is None else self.hub.adapter_counts()
 
     def check_ready(self) -> None:
         """Raise Overloaded while the base is loading and while the server stops."""

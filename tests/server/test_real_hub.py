@@ -334,6 +334,23 @@ def test_metrics_tell_the_engines_numbers(served: Served) -> None:
     assert families["adapterhub_host_adapter_bytes"].samples[0].value > 0
 
 
+def test_metrics_tell_each_adapters_numbers(served: Served) -> None:
+    for _ in range(2):
+        served.text("beta", "x" * 80)
+    served.text(served.base.name, "hello")
+    numbers = {each.name: each for each in served.hub.adapter_counts()}
+    beta = numbers["beta@1"]
+    assert beta.counts.started >= 2
+    assert beta.counts.queue_seconds > 0
+    assert beta.counts.loads >= 1
+    assert beta.counts.prefix_hits >= 1
+    assert beta.counts.prefix_tokens >= 64
+    assert beta.residency.slot
+    assert numbers[served.base.name].counts.started >= 1
+    text = served.server.ask("GET", "/metrics").body.decode()
+    assert 'adapterhub_resident{adapter="beta@1"} 1.0' in text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_row(served: Served, stream: bool) -> None:
     body = {"model": "alpha", "prompt": ["a", "b"], "max_tokens": 200, "ignore_eos": True, "stream": stream}

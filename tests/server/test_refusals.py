@@ -50,7 +50,9 @@ def test_an_error_not_of_ours_tells_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"n": 2}, "n", UNSUPPORTED),
+        ({"n": 0}, "n", INVALID),
+        ({"n": 129}, "n", INVALID),
+        ({"n": 65, "prompt": ["a", "b"]}, "n", INVALID),
         ({"best_of": 3}, "best_of", UNSUPPORTED),
         ({"echo": True}, "echo", UNSUPPORTED),
         ({"suffix": "end"}, "suffix", UNSUPPORTED),
