@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .majority import majority, vote_share
+from adapterhub.labeling.votes import NO_VOTE
+
+from .majority import majority, near_constant, vote_share
 from .table import LEAST, Patterns, cast_rates, expected_table, normalised, one_hot
 
 _MOST_STEPS = 5000
@@ -71,10 +73,15 @@ def dawid_skene(
 
 
 def balance_of_majority(patterns: Patterns, labels: int) -> np.ndarray:
-    """Return the share of each label [labels] in the soft majority of the rows with votes; one row more for each."""
+    """Return the share of each label [labels] in the soft majority of the rows with votes; one row more for each.
+
+    Voters that nearly always say the same are not asked, unless all do.
+    """
     even = np.full(labels, 1 / labels)
-    counts = patterns.counts * patterns.covered
-    found: np.ndarray = (counts @ majority(patterns.votes, even) + 1) / (counts.sum() + labels)
+    constant = near_constant(patterns.votes, labels, patterns.counts)
+    votes = patterns.votes if constant.all() else patterns.votes[:, ~constant]
+    counts = patterns.counts * (votes != NO_VOTE).any(axis=1)
+    found: np.ndarray = (counts @ majority(votes, even) + 1) / (counts.sum() + labels)
     return found
 
 

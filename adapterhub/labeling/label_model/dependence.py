@@ -169,7 +169,8 @@ def _strengths(shared: np.ndarray, information: np.ndarray) -> np.ndarray:
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Return above / below, 0 where below is 0."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return ratio
 
 
 def _blocks(values: np.ndarray, labels: int) -> np.ndarray:

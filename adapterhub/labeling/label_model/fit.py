@@ -112,7 +112,10 @@ def _fit(votes: Votes, asked: _Question, model: str) -> LabelFit:
     labels = len(votes.labels)
     clustering = find_clusters(asked.matrix, asked.prior)
     kind, why = _choice(model, asked.given is not None, clustering)
-    doubt = min(1.0, misfit(cluster_votes(asked.matrix, clustering.clusters, labels), asked.prior) / _MISFIT)
+    # A balance that is not given is a guess: what even labels would explain is no reason for doubt either.
+    balances = [asked.prior] if asked.given is not None else [asked.prior, np.full(labels, 1 / labels)]
+    taken = cluster_votes(asked.matrix, clustering.clusters, labels)
+    doubt = min(1.0, *(misfit(taken, balance) / _MISFIT for balance in balances))
     patterns = patterns_of(np.column_stack([asked.matrix, asked.known]))
     answer = _answer(asked, patterns, kind, clustering, doubt)
     probs = answer.probs[patterns.of_row]
