@@ -90,7 +90,6 @@ class VotesReport:
             "majority_differs": float(fit.differs.mean()),
             "clusters": fit.merged,
             "clusters_in_doubt": fit.clustering.doubtful,
-            "doubt": fit.doubt,
             "near_constant": [each.name for each in self.voters if each.near_constant],
             "silent": [each.name for each in self.voters if not each.votes],
             "voters": {each.name: each.to_record() for each in self.voters},
