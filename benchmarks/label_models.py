@@ -148,7 +148,7 @@ def _compared(options: argparse.Namespace, truth: np.ndarray, votes: Votes, bala
 
 
 def snorkel(python: str, matrix: np.ndarray, balance: np.ndarray, epochs: int, seeds: int) -> np.ndarray:
-    """Return the probabilities [seeds, rows, labels] of Snorkel's LabelModel, trained in the environment of `python`."""
+    """Return the probabilities [seeds, rows, labels] of Snorkel's LabelModel, run by `python`."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "votes.npz", Path(folder) / "probs.npz"
         np.savez(source, matrix=matrix, balance=balance)

@@ -20,7 +20,7 @@ import numpy as np
 from adapterhub.labeling.votes import NO_VOTE
 
 from .majority import majority, near_constant, vote_share
-from .table import LEAST, Patterns, cast_rates, expected_table, lone_shares, normalised, one_hot
+from .table import LEAST, PRIOR_ROWS, Patterns, cast_rates, expected_table, lone_shares, normalised, one_hot
 
 _MOST_STEPS = 5000
 _TOLERANCE = 1e-6
@@ -55,8 +55,8 @@ def dawid_skene(
     symbols = one_hot(patterns.votes, labels, abstain=True)
     prior = balance_of_majority(patterns, labels) if balance is None else balance
     lone, lone_rows = lone_shares(patterns)
-    # One row at least: what a voter does say, however rarely, has some probability for every label.
-    strength, firmness = 1 + rows * lone / (1 - lone), 1 + rows * lone_rows / (1 - lone_rows)
+    # What a voter does say, however rarely, has some probability for every label.
+    strength, firmness = (PRIOR_ROWS + rows * each / (1 - each) for each in (lone, lone_rows))
     pulled = strength[:, None, None] * prior[:, None] * expected_table(cast_rates(patterns, labels), prior)
     shares, soft = prior, _clamped(vote_share(patterns.votes, prior), told)
     table = np.zeros_like(pulled)

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
 
 from .dawid_skene import Fitted
-from .table import LEAST, Patterns, cast_rates, expected_table, lone_shares, one_hot
+from .table import LEAST, PRIOR_ROWS, Patterns, cast_rates, expected_table, lone_shares, one_hot
 
 _MOST_STEPS = 5000
 
@@ -49,8 +49,8 @@ def metal(patterns: Patterns, balance: np.ndarray) -> Fitted:
     mu = np.zeros((voters * labels, labels))
     mu[live] = found.x.reshape(len(live), labels) * scale[:, None]
     mu = _ordered(mu, balance)
-    # A vote that was never seen with a label is as rare as one row would be.
-    mu[live] = (rows * balance * mu[live] + often.ravel()[live, None]) / (rows * balance + 1)
+    # What was seen in few rows only is not certain, whatever the pairs say.
+    mu[live] = (rows * mu[live] + PRIOR_ROWS * start) / (rows + PRIOR_ROWS)
     table = np.zeros((voters, labels, labels + 1))
     table[:, :, :labels] = mu.reshape(voters, labels, labels).transpose(0, 2, 1)
     table /= np.maximum(table.sum(axis=2, keepdims=True), 1)

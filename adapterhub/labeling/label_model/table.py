@@ -15,6 +15,8 @@ from adapterhub.labeling.votes import NO_VOTE
 
 # How often a vote is right before anything is known of it.
 ACCURACY = 0.7
+# So many rows that belief is worth: few votes make nothing certain.
+PRIOR_ROWS = 10.0
 # No probability is less: its logarithm has to be finite.
 LEAST = 1e-9
 # A voter that is always alone is as one that hardly ever is not.
@@ -31,19 +33,10 @@ class Patterns:
     of_row: np.ndarray
 
     @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return len(self.of_row)
-
-    @property
     def covered(self) -> np.ndarray:
         """Whether any voter votes, bool [patterns]."""
         covered: np.ndarray = (self.votes != NO_VOTE).any(axis=1)
         return covered
-
-    def weighted(self, counts: np.ndarray) -> Patterns:
-        """Return the same patterns with other counts, those of a resample for instance."""
-        return Patterns(self.votes, counts, self.of_row)
 
 
 def patterns_of(matrix: np.ndarray) -> Patterns:
