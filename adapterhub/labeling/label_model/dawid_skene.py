@@ -56,7 +56,8 @@ def dawid_skene(
     prior = balance_of_majority(patterns, labels) if balance is None else balance
     lone, lone_rows = lone_shares(patterns)
     # What a voter does say, however rarely, has some probability for every label.
-    strength, firmness = (PRIOR_ROWS + rows * each / (1 - each) for each in (lone, lone_rows))
+    strength = PRIOR_ROWS + rows * lone / (1 - lone)
+    firmness = PRIOR_ROWS + rows * lone_rows / (1 - lone_rows)
     pulled = strength[:, None, None] * prior[:, None] * expected_table(cast_rates(patterns, labels), prior)
     shares, soft = prior, _clamped(vote_share(patterns.votes, prior), told)
     table = np.zeros_like(pulled)

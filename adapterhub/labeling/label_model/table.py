@@ -93,7 +93,8 @@ def expected_table(often: np.ndarray, balance: np.ndarray, accuracy: float = ACC
     for _ in range(_ROUNDS):
         joint *= balance[None, :, None] / np.maximum(joint.sum(axis=2, keepdims=True), 1e-300)
         joint *= said / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)
-    return joint / np.maximum(joint.sum(axis=2, keepdims=True), 1e-300)
+    table: np.ndarray = joint / np.maximum(joint.sum(axis=2, keepdims=True), 1e-300)
+    return table
 
 
 def lone_shares(patterns: Patterns) -> tuple[np.ndarray, float]:
