@@ -101,7 +101,11 @@ def test_texts_without_common_words_and_long_ones(tmp_path: Path, base: Base) ->
 
 @pytest.mark.parametrize(
     ("rows", "wrong"),
-    [([("a", "x")] * 4, "there are 4 rows"), ([(str(n), "x") for n in range(9)], "every row has the label 'x'")],
+    [
+        ([("a", "x")] * 4, "there are 4 rows"),
+        ([(str(n), "x") for n in range(9)], "every row has the label 'x'"),
+        ([("a", "y"), *((str(n), "x") for n in range(9))], "the label 'y' has one row"),
+    ],
 )
 def test_what_cannot_be_audited(tmp_path: Path, base: Base, rows: list[tuple[str, str]], wrong: str) -> None:
     with pytest.raises(DataError, match=wrong):
