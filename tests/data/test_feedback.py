@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.data.feedback import Feedback, FeedbackWriter, latest, read_feedback
@@ -58,6 +58,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@settings(deadline=None, max_examples=30)
 @given(text=TEXT, cut=st.integers(0, 400))
 def test_a_file_cut_anywhere_keeps_its_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, text: str, cut: int

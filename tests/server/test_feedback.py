@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,20 @@ def test_a_disk_that_fails_costs_nobody_an_answer(store: FeedbackStore, caplog: 
         shutil.rmtree(store.path.parent)
         store.path.parent.write_text("no folder any more")
         assert server.post("/v1/feedback", {"id": identity, "label": "glad"}).status == 500
+
+
+def test_a_write_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = Recall(tmp_path / "recent.sqlite", 1 << 20)
+    recall.keep("clsf-1", [SAID])
+
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recall, "_forget", full)
+        with pytest.raises(sqlite3.OperationalError):
+            recall.keep("clsf-2", [SAID])
+    assert recall.find("clsf-2", 0) is None
+    recall.keep("clsf-3", [SAID])
+    assert [recall.find(f"clsf-{number}", 0) is not None for number in (1, 2, 3)] == [True, False, True]
+    recall.close()

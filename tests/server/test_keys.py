@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.errors import ConfigError, FileMissing, NameTaken, NotFound, UsageError
@@ -153,6 +153,7 @@ NAMES = st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True)
 COUNTS = st.none() | st.integers(1, 2**60)
 
 
+@settings(deadline=None, max_examples=25)
 @given(tasks=st.none() | st.lists(NAMES, min_size=1, max_size=4).map(tuple), rate=COUNTS, quota=COUNTS, asked=NAMES)
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, tasks: Any, rate: int | None, quota: int | None, asked: str

@@ -33,7 +33,7 @@ def test_days() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60), st.sampled_from([None, 50, 100])), max_size=30))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 def test_no_limit_is_ever_passed(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, int, int | None]]
 ) -> None:

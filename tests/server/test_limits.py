@@ -119,9 +119,7 @@ def test_a_reader_who_does_not_read_is_let_go() -> None:
 
 def test_a_body_that_does_not_come() -> None:
     with running(FakeHub(), limits=ServerLimits(seconds=0.2)) as server:
-        head = (
-            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
-        )
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 50\r\n\r\n{"
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
             raw.sendall(head)
             answer = b""
