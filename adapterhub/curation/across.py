@@ -35,9 +35,9 @@ def near_pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[Pair]:
         low, high = (np.searchsorted(values, theirs[:, band], side) for side in ("left", "right"))
         for row in np.flatnonzero(high > low):
             likes.setdefault(int(row), set()).update(order[low[row] : high[row]].tolist())
-    for place in sorted(likes):
+    for place, others in sorted(likes.items()):
         asked = pieces(second[place])
-        for other in sorted(likes[place]):
+        for other in sorted(others):
             if jaccard(asked, pieces(first[other])) >= LEAST:
                 yield second[place], first[other]
                 break

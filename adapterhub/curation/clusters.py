@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from adapterhub.errors import DataError
 
 _BATCH, _STEPS = 8192, 60
+_IN_MEMORY = 64 << 20
 
 
 def directions(features: np.ndarray) -> np.ndarray:
@@ -22,6 +24,19 @@ def directions(features: np.ndarray) -> np.ndarray:
 def parts(rows: int, size: int = 65_536) -> Iterator[slice]:
     """Yield the slices of so many rows."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def picked(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return features[rows] for ascending rows: all of them as they are, many of them in a file without a name."""
+    if len(rows) == len(features):
+        return features
+    if len(rows) * features.shape[1] * 4 <= _IN_MEMORY:
+        return np.asarray(features[rows])
+    with tempfile.TemporaryFile() as file:
+        for part in parts(len(rows)):
+            file.write(np.asarray(features[rows[part]], np.float32).tobytes())
+        file.flush()
+        return np.memmap(file, np.float32, "c", shape=(len(rows), features.shape[1]))
 
 
 def cluster(features: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from adapterhub.errors import DataError, UsageError
 
-from .clusters import cluster, directions, parts
+from .clusters import cluster, directions, parts, picked
 from .early import watch_heads
 from .outlook import Outlook, look_out
 
@@ -42,7 +42,7 @@ def score_rows(
         raise UsageError(f"there is no score {unknown[0]!r}; there are {', '.join(SCORES)}")
     found = {name: np.full(len(labels), np.nan, np.float32) for name in wanted}
     rows = np.flatnonzero(labels >= 0)
-    given = features if len(rows) == len(labels) else features[rows]
+    given = picked(features, rows)
     if NEEDS_LABELS & set(wanted) and not len(rows):
         raise DataError("no row has a label, which these scores need; ask for prototype, which needs none")
     if {"el2n", "forgetting"} & set(wanted):

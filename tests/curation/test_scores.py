@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapterhub.curation import clusters, outlook
-from adapterhub.curation.clusters import cluster, directions
+from adapterhub.curation.clusters import cluster, directions, picked
 from adapterhub.curation.early import Watch, moments, watch_heads
 from adapterhub.curation.outlook import look_out
 from adapterhub.curation.scores import SCORES, prototype_distance, score_rows
@@ -104,6 +104,17 @@ def test_moments_are_those_of_standardise() -> None:
     features[:, 3] = 2.0
     mean, spread = moments(features)
     np.testing.assert_allclose((features - mean) / spread, standardise(features), atol=1e-4)
+
+
+def test_picked_rows_are_those_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _ = clouds(50)
+    rows = np.array([3, 4, 40])
+    assert picked(features, np.arange(50)) is features
+    assert np.array_equal(picked(features, rows), features[rows])
+    monkeypatch.setattr(clusters, "_IN_MEMORY", 0)
+    mapped = picked(features, rows)
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, features[rows])
 
 
 def test_directions_of_nothing() -> None:

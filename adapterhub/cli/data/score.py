@@ -57,6 +57,7 @@ def score(
     """
     import numpy as np
 
+    from adapterhub.curation.clusters import picked
     from adapterhub.curation.outlook import look_out
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.page import write_page
@@ -72,7 +73,7 @@ def score(
     features, _ = features_of(rows.texts(), len(rows), base, pooling)
     outlook = None
     if NEEDS_LABELS & {*wanted} and len(names) > 1:
-        outlook = look_out(features[labelled], labels[labelled], len(names), seed)
+        outlook = look_out(picked(features, labelled), labels[labelled], len(names), seed)
     scores = score_rows(features, labels, len(names), wanted, outlook=outlook, seed=seed)
     suspects = _suspects(labelled, outlook, names)
 

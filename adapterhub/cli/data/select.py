@@ -52,6 +52,7 @@ def select(
     """
     import numpy as np
 
+    from adapterhub.curation.clusters import picked
     from adapterhub.curation.duplicates import Rules, find_duplicates
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.select import select as choose
@@ -68,8 +69,9 @@ def select(
     features, _ = features_of(rows.texts(), len(rows), base, pooling)
     labels = rows.label_indices()[1][:known]
     sure = np.flatnonzero(labels >= 0)
-    candidates = features if len(left) == len(rows) else features[left]
-    chosen, rule = choose(candidates, budget, by, labelled=features[sure], labels=labels[sure], seed=seed)
+    chosen, rule = choose(
+        picked(features, left), budget, by, labelled=picked(features, sure), labels=labels[sure], seed=seed
+    )
     write_rows(out, rows, (int(left[row]) for row in chosen))
     figures = {"selected": len(chosen), "pool": len(rows) - known, "by": rule, "seed": seed}
     note_lineage(out, pool, {"made_by": "data select", **figures})
