@@ -46,6 +46,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/adapters.py
 	$(BIN)/python benchmarks/registry.py
+	$(BIN)/python benchmarks/audit.py
 
 docs: $(STAMP)  ## docs/cli.md from the command line itself
 	$(BIN)/python -m adapterhub.cli.reference > docs/cli.md

@@ -21,7 +21,11 @@ AdapterHubError
 ├── TrainingError             training cannot go on (NaN loss, nothing to learn from)
 ├── HubError                  the Hugging Face Hub refused or could not be reached
 ├── EndpointError             another server that was asked for answers refused or could not be reached
+├── Forbidden                 the key that was sent does not allow it
+├── LimitReached              a key has sent as many requests as it may for now
+│   └── QuotaSpent            the tokens a key may use are used
 ├── Overloaded                no room now; the same request may succeed later
+│   └── TimedOut              the answer took longer than a request may
 └── Cancelled                 the asker went away, or the service is stopping
 
 A message says what was wrong (the value quoted), where, and what to do. `status` is the HTTP status and `code` the name
@@ -176,11 +180,43 @@ class EndpointError(AdapterHubError):
     code = "endpoint_error"
 
 
+class Forbidden(AdapterHubError):
+    """The key that was sent does not allow it."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class LimitReached(AdapterHubError):
+    """A key has sent as many requests as it may for now."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        """Keep after how many seconds the same request may succeed in `retry_after`."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QuotaSpent(LimitReached):
+    """The tokens a key may use are used."""
+
+    code = "insufficient_quota"
+
+
 class Overloaded(AdapterHubError):
     """No room now; the same request may succeed later."""
 
     status = 503
     code = "overloaded"
+    retry_after = 1.0
+
+
+class TimedOut(Overloaded):
+    """The answer took longer than a request may."""
+
+    code = "timed_out"
 
 
 class Cancelled(AdapterHubError):

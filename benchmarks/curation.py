@@ -87,18 +87,20 @@ def measure_features(names: Sequence[str]) -> None:
         print(f"| {base}, {pooling} | " + " | ".join(cells) + " |", flush=True)
 
 
-def measure_pruning(names: Sequence[str], seeds: int, sizes: Sequence[int]) -> None:
+def measure_pruning(
+    names: Sequence[str], seeds: int, sizes: Sequence[int], metrics: Sequence[str], floor: float
+) -> None:
     """Every metric at every share, on scarce and plentiful rows, clean and with 15% of the labels flipped."""
     for name in names:
         given = Set.read(name)
-        print(f"\n| {name}: rows, labels, kept | all | " + " | ".join(METRICS) + " | suspect |")
-        print("|---|" + "---|" * (len(METRICS) + 2))
+        print(f"\n| {name}: rows, labels, kept | all | " + " | ".join(metrics) + " | suspect |")
+        print("|---|" + "---|" * (len(metrics) + 2))
         for size in (each or len(given.labels) for each in sizes):
             for flips in (0.0, 0.15):
-                _prune_table(given, size, flips, seeds)
+                _prune_table(given, size, flips, seeds, metrics, floor)
 
 
-def _prune_table(given: Set, size: int, flips: float, seeds: int) -> None:
+def _prune_table(given: Set, size: int, flips: float, seeds: int, metrics: Sequence[str], floor: float) -> None:
     found: dict[tuple[float, str], list[float]] = defaultdict(list)
     noise = []
     for seed in range(seeds):
@@ -112,12 +114,12 @@ def _prune_table(given: Set, size: int, flips: float, seeds: int) -> None:
         scores = score_rows(given.raw[rows], labels, given.classes, outlook=outlook, seed=seed)
         found[1.0, "all"].append(given.accuracy(rows, labels))
         for keep in (0.3, 0.5, 0.7):
-            for metric in METRICS:
+            for metric in metrics:
                 worth = -worth_from(scores, "prototype") if metric == "far" else worth_from(scores, metric, seed)
-                stays = chosen(worth, labels, round(keep * size), floor=1.0 if metric == "random" else 0.5)
+                stays = chosen(worth, labels, round(keep * size), floor=1.0 if metric == "random" else floor)
                 found[keep, metric].append(given.accuracy(rows[stays], labels[stays]))
     for keep in (0.3, 0.5, 0.7):
-        cells = [_against(found[keep, metric], found[keep, "random"]) for metric in METRICS]
+        cells = [_against(found[keep, metric], found[keep, "random"]) for metric in metrics]
         what = f"{size:,}, {'clean' if not flips else f'{flips:.0%} flipped'}, {keep:.0%}"
         whole = f"{np.mean(found[1.0, 'all']):.1%}"
         print(f"| {what} | {whole} | " + " | ".join(cells) + f" | {np.mean(noise):.1%} |", flush=True)
@@ -243,8 +245,8 @@ def _chosen_in_rounds(given: Set, rule: str, sizes: Sequence[int], seed: int) ->
 
 
 def measure_scale(sizes: Sequence[int]) -> None:
-    """Seconds and peak memory of each step at so many made-up rows, each in a process of its own."""
-    print("| rows | step | seconds | peak memory, MB |\n|---|---|---|---|")
+    """Print CPU seconds and peak memory of each step at so many made-up rows, each in a process of its own."""
+    print("| rows | step | CPU seconds | peak memory, MB |\n|---|---|---|---|")
     for size in sizes:
         for step in _STEPS:
             done = subprocess.run(
@@ -272,7 +274,7 @@ def _step(step: str, size: int) -> None:
         if step.startswith("dedup"):
             with file.open("w") as out:
                 out.writelines(f"{json.dumps({'text': text, 'label': 'a'})}\n" for text in _made_up(size, draw))
-        started = time.perf_counter()
+        started = time.process_time()
         if step == "dedup":
             find_duplicates(Rows.read([file]), Rules())
         elif step == "dedup by features":
@@ -282,7 +284,7 @@ def _step(step: str, size: int) -> None:
         elif step.startswith("select"):
             known = np.arange(500)
             select(features[500:], 1000, "auto", labelled=features[known], labels=labels[known])
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{seconds:.1f} | {peak:.0f}")
 
@@ -313,13 +315,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sizes", type=int, nargs="*", help="rows; 0 is all of them")
+    parser.add_argument("--metrics", nargs="*", default=METRICS)
+    parser.add_argument("--floor", type=float, default=1.0, help="least rows of a class, of its random share")
     parser.add_argument("--step", choices=_STEPS)
     asked = parser.parse_args()
     names = asked.data or ["trec6", "sst2", "banking77"]
     if asked.what == "features":
         measure_features(names)
     elif asked.what == "prune":
-        measure_pruning(names, asked.seeds, asked.sizes or (1000, 0))
+        measure_pruning(names, asked.seeds, asked.sizes or (1000, 0), asked.metrics, asked.floor)
     elif asked.what == "rule":
         measure_rule(names, asked.seeds)
     elif asked.what == "duplicates":

@@ -1,4 +1,4 @@
-"""Simple rules for TREC-6 and SST-2, written after a look at training rows only.
+"""Simple rules for TREC-6, SST-2 and Subj, written after a look at training rows only.
 
 Each is a voter: a regular expression and the label that a text has where it is found.
 """
@@ -57,6 +57,34 @@ SST2 = {
     ),
     "instead": (r"\b(instead|supposed|should have|could have|would have|wish|least|less|if only)\b", "negative"),
     "exclaims": (r"!", "positive"),
+}
+
+# Written once, after the label models were done and before any of them had seen a vote on Subj.
+SUBJ = {
+    "film": (r"\b(film|movie|picture|flick|cinema|screen|documentary|comedy|thriller|drama)s?\b", "subjective"),
+    "maker": (r"\b(director|filmmaker|performance|acting|cast|script|screenplay|dialogue|direction)s?\b", "subjective"),
+    "you": (r"\b(you|your|i|i'm|me|we|us|our)\b", "subjective"),
+    "praise": (r"\b(funny|good|great|best|fun|entertaining|compelling|fascinating|charming|moving)\b", "subjective"),
+    "blame": (r"\b(bad|dull|bland|boring|silly|predictable|tedious|flat|fails|mess|worst|lacks)\b", "subjective"),
+    "hedge": (r"\b(too|enough|never|quite|rather|almost|ever|just|still|much|really|perhaps)\b", "subjective"),
+    "it is": (r"^(it's|it is|there's|this is|that's|an?\b)", "subjective"),
+    "dash": (r"--| - |!|\?", "subjective"),
+    "kin": (
+        r"\b(father|mother|son|daughter|brother|sister|wife|husband|family|girlfriend|boyfriend|parents)s?\b",
+        "objective",
+    ),
+    "happens": (
+        r"\b(discovers?|finds?|decides?|meets?|falls|kills?|killed|murder|returns?|learns?|begins?|becomes?|moves?|lives)\b",
+        "objective",
+    ),
+    "he": (r"\b(he|she|his|her|him|they|their)\b", "objective"),
+    "where": (r"\b(town|city|new york|los angeles|village|school|house|country|island|london|america)\b", "objective"),
+    "when": (r"\b(when|after|before|until|years?|night|day|one|while|during)\b", "objective"),
+    "job": (
+        r"\b(police|cop|detective|agent|doctor|soldier|war|army|student|teacher|lawyer|gang|drug)s?\b",
+        "objective",
+    ),
+    "name": (r"\(", "objective"),
 }
 
 

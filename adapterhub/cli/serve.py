@@ -6,7 +6,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +17,13 @@ from adapterhub.errors import UsageError
 
 from .shared import RegistryOption, console
 from .sizes import parse_size, parse_weights
+
+
+class LogFormat(StrEnum):
+    """How lines on stderr look."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def register(app: typer.Typer) -> None:
@@ -50,21 +59,47 @@ def serve(
             metavar="TASK=NUMBER", help="A task's part of a busy machine beside others' 1, e.g. support=2. Repeatable."
         ),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            metavar="FILE",
+            envvar="ADAPTERHUB_KEYS",
+            help="File of keys (see `adapterhub keys`); every client must send one as a bearer token.",
+        ),
+    ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="Key that every client must send as a bearer token.")
+        str | None, typer.Option(envvar="ADAPTERHUB_API_KEY", help="One key that may do everything, beside the file's.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow other machines in without a key.")] = False,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            "--feedback", metavar="FOLDER", help="Keep what POST /v1/feedback says, and the recent answers it is about."
+        ),
+    ] = None,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="The largest body of a request.")] = "4MiB",
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests answered or waiting at once; one key takes half of them at most.")
+    ] = 1024,
+    max_seconds: Annotated[float, typer.Option(min=0.001, help="How long one request may take in all.")] = 600.0,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="text: requests as JSON, the rest as it is; json: every line a JSON object.")
+    ] = LogFormat.TEXT,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="How long running requests may go on once the server is told to stop.")
     ] = 30.0,
 ) -> None:
     """Serve the base and all adapters of a registry over HTTP, until SIGTERM or Ctrl-C."""
     from adapterhub.registry.store import Registry
+    from adapterhub.server.limits import ServerLimits
+    from adapterhub.server.log import LOG, JsonLines
     from adapterhub.server.run import ServerOptions, check_exposure
     from adapterhub.server.run import serve as run
     from adapterhub.server.startup import HubOptions, open_hub
 
-    options = ServerOptions(host, port, api_key, insecure, drain_seconds)
+    limits = ServerLimits(parse_size(max_body, "--max-body"), max_requests, max_seconds)
+    options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds, limits, feedback)
     check_exposure(options)
     refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
     located = Registry.locate(registry)
@@ -81,8 +116,12 @@ def serve(
         prefix_bytes=parse_size(prefix_cache, "--prefix-cache"),
         weights=parse_weights(weight or (), "--weight"),
     )
-    with _logged_to_stderr():
-        run(partial(open_hub, hub), options, _say)
+    if log_format is LogFormat.TEXT:
+        with _logged_to_stderr(logging.Formatter("%(message)s")):
+            run(partial(open_hub, hub), options, _say)
+    else:
+        with _logged_to_stderr(JsonLines()):
+            run(partial(open_hub, hub), options, LOG.info)
 
 
 def _say(line: str) -> None:
@@ -90,10 +129,10 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _logged_to_stderr() -> Iterator[None]:
-    """Send request lines, one JSON object each, and what goes wrong to stderr."""
+def _logged_to_stderr(lines: logging.Formatter) -> Iterator[None]:
+    """Send request lines and what goes wrong to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(lines)
     ours, framework = logging.getLogger("adapterhub"), logging.getLogger("uvicorn")
     level = ours.level
     ours.setLevel(logging.INFO)

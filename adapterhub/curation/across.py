@@ -35,9 +35,9 @@ def near_pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[Pair]:
         low, high = (np.searchsorted(values, theirs[:, band], side) for side in ("left", "right"))
         for row in np.flatnonzero(high > low):
             likes.setdefault(int(row), set()).update(order[low[row] : high[row]].tolist())
-    for row in sorted(likes):
-        asked = pieces(second[row])
-        for other in sorted(likes[row]):
+    for place in sorted(likes):
+        asked = pieces(second[place])
+        for other in sorted(likes[place]):
             if jaccard(asked, pieces(first[other])) >= LEAST:
-                yield second[row], first[other]
+                yield second[place], first[other]
                 break

@@ -95,13 +95,14 @@ def prune(
     metric: str,
     count: int,
     *,
-    floor: float = 0.5,
+    floor: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
     """Return bool [rows]: which `count` rows stay. Features float32 [rows, dim], label indices [rows], -1 for none.
 
-    Every class keeps at least `floor` times what a random share would leave it, and one row. Raises UsageError for a
-    metric there is not, DataError where it needs labels and there are too few.
+    Every class keeps at least `floor` times what a random share would leave it, and one row: with less than 1 the
+    easy or hard classes crowd out the others, which costs more than a metric gains where there are many. Raises
+    UsageError for a metric there is not, DataError where it needs labels and there are too few.
     """
     worth = worth_of(features, labels, classes, metric, seed)[0]
     return chosen(worth, labels, count, floor=_floor(metric, floor))
@@ -168,7 +169,7 @@ def try_out(
     count: int,
     metrics: Sequence[str] = _TRIED,
     *,
-    floor: float = 0.5,
+    floor: float = 1.0,
     seed: int = 0,
 ) -> Trial:
     """Prune four fifths of the labelled rows to the same share by each metric, at random and not at all, and compare.
@@ -216,7 +217,7 @@ def make_plan(
     metric: str,
     share: float,
     *,
-    floor: float = 0.5,
+    floor: float = 1.0,
     force: bool = False,
     seed: int = 0,
 ) -> Plan:

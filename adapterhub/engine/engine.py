@@ -20,6 +20,7 @@ from .runner import Outcome, Runner
 from .sampler import sample
 from .scheduler import Limits, Scheduler
 from .slots import Slots
+from .tally import Residency, Tally
 from .tiers import Tiers
 
 
@@ -47,12 +48,13 @@ class Engine:
         _check_sizes(self.limits, resident, host_bytes, prefix_bytes)
         self.runner = Runner(model, cache_tokens=self.limits.cache_tokens, resident=resident, reference=reference)
         self.context = context
-        self.slots = Slots(resident, self.runner.load, self.runner.unload)
+        self.tally = Tally()
+        self.slots = Slots(resident, self.runner.load, self.runner.unload, self.tally)
         self.loader = Loader(host_bytes, self.runner.prepare)
         self.prefixes = PrefixCache(prefix_bytes)
         self.tiers = Tiers(self.slots, self.loader, self.prefixes.drop)
-        self._reuse = PrefixReuse(self.prefixes, self.runner.cache, fingerprint, self.runner.identity)
-        self.scheduler = Scheduler(self.limits, self.tiers, self.runner.cache, self._reuse.restore)
+        self._reuse = PrefixReuse(self.prefixes, self.runner.cache, fingerprint, self.runner.identity, self.tally)
+        self.scheduler = Scheduler(self.limits, self.tiers, self.runner.cache, self._reuse.restore, self.tally)
 
     def check(self, request: Request) -> None:
         """Raise what is wrong with a request before it is queued: PromptTooLong, InvalidRequest, UnsupportedRequest."""
@@ -123,6 +125,13 @@ class Engine:
             "prefix_tokens_reused": self.prefixes.reused,
             "kv_cache_bytes": cache.bytes if cache else 0,
             "prefix_cache_bytes": self.prefixes.bytes,
+        }
+
+    def residency(self) -> Mapping[str, Residency]:
+        """Return where each adapter is that is in memory at all; may be called from any thread."""
+        slots, memory, pinned = set(self.slots.resident), set(self.loader.adapters), self.slots.pinned
+        return {
+            digest: Residency(digest in slots, digest in memory, digest in pinned) for digest in slots | memory | pinned
         }
 
     def close(self) -> None:

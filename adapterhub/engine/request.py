@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -132,6 +133,7 @@ class Request:
     weight: float = 1.0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
+    made_at: float = field(default_factory=time.perf_counter)
 
     def tell(self, event: Event) -> None:
         """Hand an event to the sink. What a sink raises is logged: it must not cost other rows their tokens."""

@@ -8,6 +8,7 @@ from functools import partial
 from .kv_cache import KVCache
 from .prefix_cache import Namespace, PrefixCache
 from .request import Row
+from .tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,10 @@ class PrefixReuse:
     `fingerprint` and `identity` say on which base and in which arithmetic the states were computed.
     """
 
-    def __init__(self, kept: PrefixCache, cache: KVCache | None, fingerprint: str, identity: str) -> None:
+    def __init__(
+        self, kept: PrefixCache, cache: KVCache | None, fingerprint: str, identity: str, tally: Tally | None = None
+    ) -> None:
+        self._tally = tally or Tally()
         self._kept, self._cache = kept, cache
         self._fingerprint, self._identity = fingerprint, identity
 
@@ -30,6 +34,9 @@ class PrefixReuse:
         if states is not None:
             self._cache.write(row.place, 0, states)
             row.computed = states.shape[3]
+            counts = self._tally.of(row.request.digest)
+            counts.prefix_hits += 1
+            counts.prefix_tokens += row.computed
 
     def keep(self, row: Row) -> None:
         """Copy the row's prompt, and of its answer what already ran (all but the last token), while it has its place.

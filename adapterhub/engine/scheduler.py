@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,7 @@ from .kv_cache import KVCache
 from .plan import Plan, Span
 from .request import FailedEvent, Request, Row
 from .spans import advance, next_span, planned
+from .tally import Tally
 from .tiers import Tiers, Waiter
 from .waiting import Kind, Lane, Waiting, kind_of
 
@@ -77,9 +79,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: Limits, tiers: Tiers, cache: KVCache | None, restore: Callable[[Row], None] = lambda row: None
+        self,
+        limits: Limits,
+        tiers: Tiers,
+        cache: KVCache | None,
+        restore: Callable[[Row], None] = lambda row: None,
+        tally: Tally | None = None,
     ) -> None:
         self.limits = limits
+        self._tally = tally or Tally()
         self._tiers, self._cache, self._restore = tiers, cache, restore
         self._chunk = min(limits.chunk_tokens, limits.step_tokens)
         self.counters = VirtualCounters()
@@ -184,6 +192,9 @@ class Scheduler:
                 continue
             self._take(step, share, lane)
             self.running.append(got)
+            counts = self._tally.of(got.request.digest)
+            counts.started += 1
+            counts.queue_seconds += time.perf_counter() - got.request.made_at
             if got.place is not None:
                 step.placed += 1
                 step.placed_shares.add(share)

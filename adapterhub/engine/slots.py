@@ -9,6 +9,7 @@ from adapterhub.lora.ops import NO_SLOT
 
 from .request import Adapter
 from .runner import HostAdapter
+from .tally import Tally
 
 
 class Slots:
@@ -22,8 +23,15 @@ class Slots:
     positions are worth more; half of the idle ones are kept from it, or a low slot would be everybody's victim.
     """
 
-    def __init__(self, capacity: int, load: Callable[[int, HostAdapter], None], unload: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        load: Callable[[int, HostAdapter], None],
+        unload: Callable[[int], None],
+        tally: Tally | None = None,
+    ) -> None:
         self.capacity = capacity
+        self._tally = tally or Tally()
         self._load, self._unload = load, unload
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._users = [0] * capacity
@@ -103,6 +111,7 @@ class Slots:
             raise
         self._slots[digest] = slot
         self.loads += 1
+        self._tally.of(digest).loads += 1
 
     def _make_room(self) -> int | None:
         if len(self._slots) < self.capacity:
@@ -116,6 +125,7 @@ class Slots:
         slot = self._slots.pop(digest)
         self._unload(slot)
         self.evictions += 1
+        self._tally.of(digest).evictions += 1
         return slot
 
     def _idle(self) -> list[str]:

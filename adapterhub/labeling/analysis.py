@@ -12,11 +12,8 @@ from adapterhub.metrics import Metric, share
 
 from .label_model import LabelFit, accuracy_intervals
 from .label_model.dependence import measure_pairs
-from .label_model.majority import vote_counts
+from .label_model.majority import near_constant, vote_counts
 from .votes import NO_VOTE
-
-# A voter that gives this share of all rows the same label says next to nothing.
-NEAR_CONSTANT = 0.9
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,6 @@ class VotesReport:
             "majority_differs": float(fit.differs.mean()),
             "clusters": fit.merged,
             "clusters_in_doubt": fit.clustering.doubtful,
-            "doubt": fit.doubt,
             "near_constant": [each.name for each in self.voters if each.near_constant],
             "silent": [each.name for each in self.voters if not each.votes],
             "voters": {each.name: each.to_record() for each in self.voters},
@@ -118,6 +114,7 @@ def analyse(fit: LabelFit, gold: Mapping[int, str] | None = None) -> VotesReport
     for row, label in (gold or {}).items():
         known[row] = votes.labels.index(label) if label in votes.labels else len(votes.labels)
     limits = accuracy_intervals(fit)
+    constant = near_constant(matrix, len(votes.labels))
     copies = {name: tuple(other for other in each if other != name) for each in fit.merged for name in each}
     voters = []
     for place, name in enumerate(votes.voters):
@@ -134,7 +131,7 @@ def analyse(fit: LabelFit, gold: Mapping[int, str] | None = None) -> VotesReport
                 overlap=float((says & (many > 1)).mean()),
                 conflict=float((says & contradicted).mean()),
                 polarity={label: int(n) for label, n in zip(votes.labels, polarity, strict=True) if n},
-                near_constant=bool(polarity.max() >= NEAR_CONSTANT * len(votes.ids)),
+                near_constant=bool(constant[place]),
                 accuracy=None if np.isnan(estimate) else Metric(estimate, *map(float, limits[place])),
                 empirical=share(int((column[judged] == known[judged]).sum()), rows) if rows else None,
                 dev_rows=rows,

@@ -43,13 +43,14 @@ def noise(probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
 
     `probabilities` [rows, classes] are out of fold, `given` [rows] are label indices. A row counts for the likeliest of
     the classes that it reaches the threshold of: the mean probability of class j over the rows labelled j. Counts are
-    scaled so that each row of the matrix sums to the number of rows with that label (equations 1 to 3 of the paper).
+    scaled so that each row of the matrix sums to the number of rows with that label, as in the paper.
     """
     classes = probabilities.shape[1]
     counts = np.bincount(given, minlength=classes)
     thresholds = np.full(classes, np.inf)
     for label in np.flatnonzero(counts):
-        thresholds[label] = probabilities[given == label, label].mean()
+        # Not below chance: of a label with one row no head knows anything, and every unsure row would count for it.
+        thresholds[label] = max(probabilities[given == label, label].mean(), 1 / classes)
     # A hair below, or rounding keeps rows that lie on the threshold (all of them, where all are equal) from counting.
     reached = probabilities >= thresholds - 1e-12
     sure = reached.any(axis=1)

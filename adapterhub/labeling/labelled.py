@@ -154,7 +154,6 @@ def _record(fit: LabelFit) -> dict[str, Any]:
         "gold_rows": int(fit.trusted.sum()),
         "clusters": fit.merged if fit.model != "majority" else [],
         "clusters_in_doubt": fit.clustering.doubtful,
-        "doubt": fit.doubt,
         "steps": None if fitted is None else fitted.steps,
         "converged": None if fitted is None else fitted.converged,
     }

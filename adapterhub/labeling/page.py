@@ -23,7 +23,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #d9dee6; text-align: rig
 th:first-child, td:first-child, .names { text-align: left }
 img { max-width: 100% } .warn { color: #a33c00 }
 """
-_DOUBT = 0.2
+_ALONE = 0.2
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#a0aec0"
 
 
@@ -71,10 +71,12 @@ def summary(report: VotesReport) -> list[str]:
 def warnings(report: VotesReport) -> list[str]:
     """Return what a reader should do something about."""
     lines = []
-    if report.fit.doubt > _DOUBT and report.fit.model != "majority":
+    cast = sum(each.coverage for each in report.voters)
+    alone = sum(each.coverage - each.overlap for each in report.voters) / cast if cast else 0.0
+    if alone > _ALONE and report.fit.model != "majority":
         lines.append(
-            f"The voters do not look independent (doubt {report.fit.doubt:.2f} of 1): what their agreement says of "
-            "accuracies is mixed with a prior of 70%; trust those on gold labels more."
+            f"{alone:.0%} of the votes are on rows where no other voter votes. Nothing tells how good these are, "
+            "so they are taken to be right 70% of the time; trust accuracies on gold labels more."
         )
     lines += [f"One vote together, since they say the same: {', '.join(each)}." for each in report.fit.merged]
     if report.fit.clustering.doubtful:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def audit(
     labels = sorted({str(example.label) for example in examples})
     if len(labels) < 2:
         raise DataError(f"{path}: every row has the label {labels[0]!r}; an audit needs two labels at least")
+    counts = Counter(example.label for example in examples)
+    if len([label for label in labels if counts[label] > 1]) < 2:
+        rare = next(label for label in labels if counts[label] == 1)
+        raise DataError(f"{path}: the label {rare!r} has one row; an audit needs two labels with two rows at least")
     with stage(f"{len(examples)} texts through {base.name}"):
         features = text_features(base, [example.text for example in examples])
     with stage(f"heads for {len(labels)} labels, {FOLDS} folds"):

@@ -32,6 +32,7 @@ from .pairs import preference_of, retrieval_of
 from .prepare import Prepared, prepare
 from .probes import choose_probes, take_probes
 from .runs import held, run_folder
+from .splits import Splits
 
 if TYPE_CHECKING:
     from adapterhub.runtime.hub import AdapterHub
@@ -90,20 +91,23 @@ def build_all(
     tracker: str | None = None,
     tell: Callable[[BuildResult], None] = lambda _: None,
     parents: Mapping[str, str] | None = None,
+    teach: Callable[[Splits], Splits] = lambda splits: splits,
 ) -> list[BuildResult | AdapterHubError]:
     """Make the adapters of `recipes`, those of one base at the same time, and return what came of each, in order.
 
     One that fails does not stop the others. With `resume` a training that was interrupted goes on from its last
     checkpoint. `tracker` is the name of a tracker that accelerate knows. `tell` hears of each version as soon as it is
-    published. `parents` has, by task, the digest of a version that the new one replaces. Of several processes
-    (accelerate launch) the first one alone measures and publishes; the others return nothing.
+    published. `parents` has, by task, the digest of a version that the new one replaces; `teach` may change the rows
+    that were read. Of several processes (accelerate launch) the first one alone measures and publishes; the others
+    return nothing.
     """
     found: dict[int, BuildResult | AdapterHubError] = {}
     ready: dict[int, Prepared] = {}
     for i, recipe in enumerate(recipes):
         try:
             parent = (parents or {}).get(recipe.task)
-            ready[i] = replace(prepare(recipe, registry, progress), parents=() if parent is None else (parent,))
+            read = prepare(recipe, registry, progress)
+            ready[i] = replace(read, splits=teach(read.splits), parents=() if parent is None else (parent,))
         except AdapterHubError as error:
             found[i] = error
     main = True

@@ -37,6 +37,7 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     from adapterhub.labeling.corrections import lineage_of, read_corrections, with_gold
     from adapterhub.labeling.label_model import fit_votes
     from adapterhub.labeling.labelled import TRUSTED, WEAK, fit_record, matrix_hash
+    from adapterhub.labeling.votes import NO_VOTE
 
     section = recipe.labelling
     assert section is not None
@@ -54,10 +55,10 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
         corrections = read_corrections(recipe.resolve(section.corrections))
         votes = with_gold(votes, corrections)
         voters["gold"] = lineage_of(recipe.resolve(section.corrections), corrections)
+    if not (votes.matrix != NO_VOTE).any():
+        raise DataError(f"{data}: no voter votes on any row; there is nothing to learn from")
     fit = fit_votes(votes, section.model, section.balance)
     kept = [row for row in range(len(rows)) if fit.covered[row]]
-    if not kept:
-        raise DataError(f"{data}: no voter votes on any row; there is nothing to learn from")
     tell(
         f"{recipe.task}: {len(kept)} of {len(rows)} rows have a vote; labels by {fit.model} ({fit.why}), the majority "
         f"says otherwise on {fit.differs.mean():.1%}"

@@ -32,6 +32,7 @@ from adapterhub.engine.request import (
 )
 from adapterhub.engine.request import Score as ScoreContinuations
 from adapterhub.engine.scheduler import Limits
+from adapterhub.engine.tally import MOST_ADAPTERS, OTHERS, Residency
 from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, UnsupportedRequest, UsageError
 from adapterhub.native.threads import choose_threads
 
@@ -39,7 +40,7 @@ from .adapters import AdapterCache
 from .pending import Pending
 from .sampling import make_sampling
 from .stream import Chunk, GenerationStream
-from .target import Embedding, GenerationRequest, Prediction, Score, Target
+from .target import AdapterNumbers, Embedding, GenerationRequest, Prediction, Score, Target
 from .threads import decode_chain
 
 log = logging.getLogger(__name__)
@@ -104,10 +105,22 @@ class LoadedBase:
         self.loop = EngineLoop(make, threads=self.threads.count)
         self._plain = _base_spec(base, self._tokenizer)
         self._raw = replace(self._plain, prompt=PromptSpec())
+        # What people call a digest: a version's number within its task. Bounded as the engine's own counts are.
+        self._names: dict[str, str] = {}
 
     def stats(self) -> Mapping[str, float]:
         """Return the engine's numbers, and how many threads compute."""
         return {**self.loop.engine.stats(), "threads": self.threads.count}
+
+    def adapter_counts(self) -> list[AdapterNumbers]:
+        """Return what the engine did for each adapter, by name; those nobody knows a name of are told as "others"."""
+        engine = self.loop.engine
+        places, told = engine.residency(), dict[str, AdapterNumbers]()
+        for digest, counts in engine.tally.counts().items():
+            name = self._names.get(digest, OTHERS) if digest else self.base.name
+            place = places.get(digest, Residency())
+            told[name] = AdapterNumbers(name, told[name].counts + counts if name in told else counts, place)
+        return list(told.values())
 
     def start_classification(self, target: Target, given: Input) -> Pending[Prediction]:
         """Queue one text; raises what is wrong with it at once."""
@@ -259,7 +272,10 @@ class LoadedBase:
         return pending
 
     def _request(self, target: Target, tokens: Sequence[int], ask: Ask, sink: Sink) -> Request:
-        """Return the engine's request; a task's versions share its part of the machine, the base has its own."""
+        """Return the engine's request, admitted by its asker.
+
+        A task's versions share its part of the machine, the base has its own.
+        """
 
         def checked(event: Event) -> None:
             wrong = None if isinstance(event, FailedEvent) else self.adapters.wrong_rules(target)
@@ -271,7 +287,11 @@ class LoadedBase:
         weight = 1.0 if named is None else self._weights.get(named, 1.0)
         # Which weights answer is known once they answer: another folder's, where that had the digest at hand first.
         told = sink if target.adapter is None else checked
-        request = Request(tuple(tokens), told, ask, target.adapter, target.task, weight)
+        if target.digest is not None and target.task is not None and len(self._names) < MOST_ADAPTERS:
+            self._names.setdefault(target.digest, f"{target.task}@{target.version}")
+        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight)
+        if target.asker is not None:
+            target.asker.admit(request.room)
         return request
 
     def _read(self, target: Target, given: Input) -> tuple[TaskSpec, list[int]]:
@@ -312,6 +332,13 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:
     return {name: given} if isinstance(given, str) else given
+
+
+def _share(target: Target) -> str | None:
+    """Return whose part of the machine a request takes: the task's, or an asker's own of the task."""
+    if target.asker is None:
+        return target.task
+    return f"{target.task or target.digest or ''}/{target.asker.name}"  # no task's name holds a slash
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from adapterhub.base.source import Base, open_base
 from adapterhub.engine.scheduler import Limits
+from adapterhub.engine.tally import Residency
 from adapterhub.errors import AdapterHubError, NameTaken, RefNotFound, UnsupportedRequest, UsageError
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
@@ -21,7 +22,7 @@ from adapterhub.registry.version import Version
 from .core import CoreOptions, Input, LoadedBase
 from .pending import Pending, start_each
 from .stream import GenerationStream
-from .target import Embedding, GenerationRequest, ModelInfo, Prediction, Score, Target
+from .target import AdapterNumbers, AdapterState, Embedding, GenerationRequest, ModelInfo, Prediction, Score, Target
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -260,6 +261,33 @@ class AdapterHub:
         version = self.registry.resolve(name)
         return ModelInfo(name, base.name, _seconds(version), target.digest, target.spec.kind)
 
+    def adapters(self) -> list[AdapterState]:
+        """Return every version on this base, and where its adapter is now."""
+        core, base = self._loaded(), self.base
+        found: list[AdapterState] = []
+        try:
+            tasks = self.registry.tasks()
+        except RefNotFound:
+            return found
+        places = core.loop.engine.residency()
+        for task in tasks:
+            try:
+                versions = [v for v in self.registry.versions(task) if v.base_fingerprint == base.fingerprint]
+                found += [_state(version, places.get(version.digest, Residency())) for version in versions]
+            except (AdapterHubError, ValueError) as error:  # one damaged task must not hide the others
+                log.warning("task %r is left out of the list: %s", task, error)
+        return found
+
+    def adapter(self, ref: str) -> AdapterState:
+        """Return where the adapter of `ref` is; raises UsageError for the bare base, and what `target` raises."""
+        _digest(self.target(ref))
+        version = self.registry.resolve(ref)
+        return _state(version, self._loaded().loop.engine.residency().get(version.digest, Residency()))
+
+    def adapter_counts(self) -> list[AdapterNumbers]:
+        """Return what the engine did for each adapter that was asked, and for the base, under names people know."""
+        return [] if self._core is None else self._core.adapter_counts()
+
     def stats(self) -> Mapping[str, float]:
         """Return the engine's numbers, such as rows running and waiting, and the threads that compute."""
         return {} if self._core is None else self._core.stats()
@@ -346,6 +374,20 @@ def _infos(registry: Registry, task: str, base: Base) -> list[ModelInfo]:
         *sorted(aliased, key=lambda each: each.id),
         *(info(v.ref, v) for v in versions),
     ]
+
+
+def _state(version: Version, place: Residency) -> AdapterState:
+    kind = version.spec().kind
+    return AdapterState(
+        version.ref,
+        version.task,
+        version.version,
+        version.digest,
+        kind,
+        tuple(version.aliases),
+        place.place,
+        place.pinned,
+    )
 
 
 def _seconds(version: Version) -> int:

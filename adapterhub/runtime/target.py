@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,19 @@ from torch import Tensor
 
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.request import Adapter
+from adapterhub.engine.tally import AdapterCounts, Residency
+
+
+@dataclass(frozen=True)
+class Asker:
+    """For whom something is computed.
+
+    Askers of one task have a part of the machine each, by `name`. `admit` is called with the most tokens that prompt
+    and answer may take before anything is queued; what it raises refuses the request.
+    """
+
+    name: str
+    admit: Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class Target:
 
     `name` is what was asked for. The digest is fixed here, so an alias that moves later does not change the answer.
     `task` is whose share of the machine the answer takes; None for an adapter that is not published. `rules` is the
-    sha256 of the text that `spec` was read from.
+    sha256 of the text that `spec` was read from. `asker` is None where nobody need be told apart.
     """
 
     name: str
@@ -28,6 +41,7 @@ class Target:
     adapter: Adapter | None = None
     task: str | None = None
     rules: str | None = None
+    asker: Asker | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,29 @@ class ModelInfo:
     created: int
     digest: str | None
     kind: str
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """A published version and where its adapter is: in a "slot" (ready to run), in "memory", or on "disk"."""
+
+    id: str
+    task: str
+    version: int
+    digest: str
+    kind: str
+    aliases: tuple[str, ...]
+    residency: str
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class AdapterNumbers:
+    """What the engine did for one adapter, by its name `task@version`, the base's, or "others"; and where it is."""
+
+    name: str
+    counts: AdapterCounts
+    residency: Residency
 
 
 @dataclass(frozen=True)

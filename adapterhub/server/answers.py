@@ -41,25 +41,30 @@ class Choice:
 
 
 class Answer(ABC):
-    """One request's answer, gathered over its choices; subclasses give it the form of a route."""
+    """One request's answer, gathered over its choices, `each` of them a prompt; subclasses give it a route's form."""
 
     prefix: str
     object: str
     chunk_object: str
 
-    def __init__(self, model: str, fingerprint: str | None, choices: int, *, logprobs: bool) -> None:
+    def __init__(
+        self, model: str, fingerprint: str | None, choices: int, *, each: int = 1, logprobs: bool = False
+    ) -> None:
+        self._each = each
         self.choices = [Choice() for _ in range(choices)]
         self.logprobs = logprobs
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": self.id,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,
         }
 
     def usage(self) -> dict[str, int]:
-        """Return the exact counts of tokens over all choices."""
-        prompt = sum(choice.prompt_tokens for choice in self.choices)
+        """Return the exact counts of tokens over all choices; a prompt counts once, however many answers it has."""
+        prompts = [self.choices[at : at + self._each] for at in range(0, len(self.choices), self._each)]
+        prompt = sum(max(choice.prompt_tokens for choice in each) for each in prompts)
         completion = sum(choice.completion_tokens for choice in self.choices)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 

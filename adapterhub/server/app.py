@@ -6,15 +6,26 @@ from fastapi import FastAPI, Request
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 
+from .adapters import change_adapter, list_adapters, load_lora, unload_lora
 from .classify import classify
 from .described import ASKED, CLASSIFIED, GUARDED, POSTED, STREAMED, refusals
 from .embed import embed
 from .errors import install_handlers
+from .feedback import give_feedback
 from .generate import chat, complete
 from .metrics import CONTENT_TYPE
 from .middleware import Guard, Observe
 from .models import list_models, show_model
-from .schemas import ChatBody, ClassifyBody, CompletionBody, EmbeddingBody
+from .schemas import (
+    AdapterBody,
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    EmbeddingBody,
+    FeedbackBody,
+    LoadLoraBody,
+    UnloadLoraBody,
+)
 from .service import Service
 from .wire import Json
 
@@ -32,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
     _add_probes(app, service)
     _add_models(app, service)
     _add_answers(app, service)
+    _add_adapters(app, service)
     return app
 
 
@@ -55,9 +67,9 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=refusals(*GUARDED, 503))
-    async def models() -> Response:
-        """List the base and every ref."""
-        return await list_models(service)
+    async def models(request: Request) -> Response:
+        """List the base and every ref that the key may ask."""
+        return await list_models(service, request)
 
     @app.get("/v1/models/{model:path}", responses=refusals(*ASKED))
     async def model(request: Request, model: str) -> Response:
@@ -85,3 +97,45 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def embeddings(request: Request, body: EmbeddingBody) -> Response:
         """Return a vector for one input or several."""
         return await embed(service, request, body)
+
+    @app.post("/v1/feedback", responses=refusals(*POSTED))
+    async def feedback(request: Request, body: FeedbackBody) -> Response:
+        """Say what an answer should have been; 200 says that it is on the disk."""
+        return await give_feedback(service, request, body)
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/adapters", responses=refusals(*GUARDED, 503))
+    async def adapters() -> Response:
+        """List every version, and whether it is in a slot, in memory or on disk."""
+        return await list_adapters(service)
+
+    @app.post("/v1/adapters/load", responses=refusals(*POSTED))
+    async def load_adapter(request: Request, body: AdapterBody) -> Response:
+        """Read and check a version, and have it at hand."""
+        return await change_adapter(service, request, body, "load")
+
+    @app.post("/v1/adapters/pin", responses=refusals(*POSTED))
+    async def pin_adapter(request: Request, body: AdapterBody) -> Response:
+        """Load a version, and keep it ready to run."""
+        return await change_adapter(service, request, body, "pin")
+
+    @app.post("/v1/adapters/unpin", responses=refusals(*POSTED))
+    async def unpin_adapter(request: Request, body: AdapterBody) -> Response:
+        """Let a version make room for others again."""
+        return await change_adapter(service, request, body, "unpin")
+
+    @app.post("/v1/adapters/unload", responses=refusals(*POSTED))
+    async def unload_adapter(request: Request, body: AdapterBody) -> Response:
+        """Free a version's memory, once the requests that came before are done."""
+        return await change_adapter(service, request, body, "unload")
+
+    @app.post("/v1/load_lora_adapter", responses=refusals(*POSTED), response_class=PlainTextResponse)
+    async def load(request: Request, body: LoadLoraBody) -> Response:
+        """Load a version, as vLLM's clients ask for it."""
+        return await load_lora(service, request, body)
+
+    @app.post("/v1/unload_lora_adapter", responses=refusals(*POSTED), response_class=PlainTextResponse)
+    async def unload(request: Request, body: UnloadLoraBody) -> Response:
+        """Free the memory of a version, as vLLM's clients ask for it."""
+        return await unload_lora(service, request, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.responses import Response
 
 from adapterhub.runtime.target import Prediction
 
+from .feedback import labelled, remember
 from .inputs import answer_all
 from .lookup import find_for, record_of
 from .schemas import ClassifyBody
@@ -26,9 +28,12 @@ async def classify(service: Service, request: Request, body: ClassifyBody) -> Re
         body.input,
         lambda inputs, cancelled: service.loaded.answers(target, inputs, cancelled=cancelled),
     )
-    tokens = record.prompt_tokens = sum(prediction.prompt_tokens for prediction in predictions)
+    tokens = record.prompt_tokens
+    identity = f"clsf-{uuid.uuid4().hex}"
+    await remember(service, identity, labelled(target, body.model, body.input, predictions, record))
     return Json(
         {
+            "id": identity,
             "object": "list",
             "model": body.model,
             "data": [_entry(index, prediction) for index, prediction in enumerate(predictions)],

@@ -9,16 +9,19 @@ from pydantic import BaseModel
 MEANINGS = {
     400: "A field is wrong (`param` says which), the prompt is too long, or the model answers another kind of request.",
     401: "The API key is missing or wrong.",
+    403: "The API key does not allow it.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     409: "The name stands for the base and for a task.",
     413: "The body is too large.",
     422: "The adapter's files are damaged, or the base cannot be used so.",
+    429: "The API key's requests a minute, at once, or tokens a day are used up; `Retry-After` says when to try again.",
     500: "The server failed.",
-    503: "Loading, stopping, or no room now; try again.",
+    503: "Loading, stopping, no room now, or no time left; try again.",
 }
-GUARDED = (401, 500)
-ASKED = (400, 401, 404, 409, 422, 500, 503)
-POSTED = (*ASKED, 413)
+GUARDED = (401, 403, 429, 500)
+ASKED = (400, 401, 403, 404, 409, 422, 429, 500, 503)
+POSTED = (*ASKED, 408, 413)
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
@@ -43,6 +46,7 @@ class Usage(BaseModel):
 class ClassifyAnswer(BaseModel):
     """What `/v1/classify` answers: an entry an input, in order, with `labels` for a multilabel task, else `label`."""
 
+    id: str
     object: Literal["list"]
     model: str
     data: list[Labelled]
@@ -56,7 +60,7 @@ class ErrorDetail(BaseModel):
     """What was wrong, as OpenAI tells it."""
 
     message: str
-    type: Literal["invalid_request_error", "server_error"]
+    type: Literal["invalid_request_error", "permission_error", "rate_limit_error", "server_error"]
     param: str | None
     code: str | None
 

@@ -27,7 +27,7 @@ async def embed(service: Service, request: Request, body: EmbeddingBody) -> Resp
         body.input,
         lambda inputs, cancelled: service.loaded.embeddings(target, inputs, cancelled=cancelled),
     )
-    tokens = record.prompt_tokens = sum(each.prompt_tokens for each in found)
+    tokens = record.prompt_tokens
     write = in_base64 if body.encoding_format == "base64" else Tensor.tolist
     entries: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, "embedding": write(each.vector)} for index, each in enumerate(found)

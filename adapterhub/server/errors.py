@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -10,19 +11,35 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from adapterhub.errors import AdapterError, AdapterHubError, BaseMismatch, NameTaken, Overloaded, RefNotFound
+from adapterhub.errors import (
+    AdapterError,
+    AdapterHubError,
+    BaseMismatch,
+    LimitReached,
+    NameTaken,
+    Overloaded,
+    RefNotFound,
+)
 
 from .fields import shorten
 from .wire import Json
 
 # Errors about the adapter that was asked for; their class has no `param` of its own.
 ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
-CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+# OpenAI's names of what went wrong, where it is neither the request's content nor the server.
+KINDS = {403: "permission_error", 429: "rate_limit_error"}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timed_out",
+    413: "request_too_large",
+}
 
 
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """Return `{"error": {message, type, param, code}}`."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
     # A message may quote what came in, lone surrogates included; the answer must be UTF-8.
     message = message.encode("utf-8", "backslashreplace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
@@ -53,7 +70,9 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 def respond(error: Exception) -> Json:
     """Return the answer to any exception."""
     status, body = describe(error)
-    headers = {"retry-after": "1"} if isinstance(error, Overloaded) else None
+    headers = None
+    if isinstance(error, Overloaded | LimitReached):
+        headers = {"retry-after": str(math.ceil(error.retry_after))}
     return Json(body, status_code=status, headers=headers)
 
 

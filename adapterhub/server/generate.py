@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from adapterhub.runtime.stream import Chunk, GenerationStream
 from adapterhub.runtime.target import GenerationRequest, Target
 
 from .answers import Answer, ChatAnswer, CompletionAnswer
+from .feedback import generated, remember
 from .lookup import find_for, record_of
 from .record import Record
 from .schemas import ChatBody, CompletionBody, SamplingFields
@@ -22,26 +23,30 @@ from .service import Service
 from .stream import ClientGone, EventStream, Feed, while_connected
 from .wire import Json
 
+Ended = Callable[[], Awaitable[None]]
+
 
 async def complete(service: Service, request: Request, body: CompletionBody) -> Response:
-    """Answer `/v1/completions`: one choice a prompt."""
+    """Answer `/v1/completions`: `n` choices a prompt, those of one prompt next to each other."""
     target = await find_for(service, record_of(request), body.model, "generate")
-    options = sampling_options(body, target)
-    asked = [
-        GenerationRequest(text=prompt, **options)
-        if isinstance(prompt, str)
-        else GenerationRequest(token_ids=prompt, **options)
-        for prompt in body.prompt
+    prompts: list[dict[str, Any]] = [
+        {"text" if isinstance(prompt, str) else "token_ids": prompt} for prompt in body.prompt
     ]
-    answer = CompletionAnswer(body.model, fingerprint_of(service), len(asked), logprobs=body.alternatives is not None)
+    asked = [GenerationRequest(**prompt, **options) for prompt in prompts for options in choices(body, target)]
+    answer = CompletionAnswer(
+        body.model, fingerprint_of(service), len(asked), each=body.n, logprobs=body.alternatives is not None
+    )
     return await _run(service, request, body, target, asked, answer)
 
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Response:
     """Answer `/v1/chat/completions`."""
     target = await find_for(service, record_of(request), body.model, "generate")
-    asked = [GenerationRequest(**conversation(body, target), **sampling_options(body, target))]
-    answer = ChatAnswer(body.model, fingerprint_of(service), 1, logprobs=body.alternatives is not None)
+    turns = conversation(body, target)
+    asked = [GenerationRequest(**turns, **options) for options in choices(body, target)]
+    answer = ChatAnswer(
+        body.model, fingerprint_of(service), len(asked), each=body.n, logprobs=body.alternatives is not None
+    )
     return await _run(service, request, body, target, asked, answer)
 
 
@@ -70,6 +75,15 @@ def sampling_options(body: SamplingFields, target: Target) -> dict[str, Any]:
     }
 
 
+def choices(body: SamplingFields, target: Target) -> list[dict[str, Any]]:
+    """Return the options of each of the `n` choices of a prompt: a seed gives every choice one of its own."""
+    options = sampling_options(body, target)
+    if body.seed is None:
+        return [options] * body.n
+    # From one end of the range of 64 bits on to the other.
+    return [{**options, "seed": (body.seed + index + 2**63) % 2**64 - 2**63} for index in range(body.n)]
+
+
 def conversation(body: ChatBody, target: Target) -> dict[str, Any]:
     """Return the prompt of a chat as `messages`, or as `fields`.
 
@@ -96,13 +110,21 @@ async def _run(
     answer: Answer,
 ) -> Response:
     record = record_of(request)
+    record.choices = len(asked)
+
+    async def ended() -> None:
+        """Keep what was said, and settle: before the client hears of the end, and asks or answers again."""
+        record.settle()
+        texts = ["".join(choice.texts) for choice in answer.choices]
+        await remember(service, answer.id, generated(target, body.model, asked, texts, record))
+
     feed = Feed(await service.look_up(partial(start, service.loaded, target, asked)))
     try:
         if not body.stream:
-            return Json(await while_connected(request.receive, _whole(feed, answer, record)))
+            return Json(await while_connected(request.receive, _whole(feed, answer, record, ended), record))
         # The first chunk is awaited before the status is sent, so that what fails until then still gets its own.
-        first = await while_connected(request.receive, feed.take())
-        events = _events(first, feed, answer, record, include_usage=body.include_usage)
+        first = await while_connected(request.receive, feed.take(), record)
+        events = _events(first, feed, answer, record, ended, include_usage=body.include_usage)
         return EventStream(events, feed, record)
     except BaseException as error:
         feed.cancel()
@@ -122,15 +144,16 @@ def start(hub: AdapterHub, target: Target, asked: Sequence[GenerationRequest]) -
     return streams
 
 
-async def _whole(feed: Feed, answer: Answer, record: Record) -> dict[str, Any]:
+async def _whole(feed: Feed, answer: Answer, record: Record, ended: Ended) -> dict[str, Any]:
     async for index, chunk in feed:
         answer.choices[index].add(chunk)
         _note(answer, chunk, record)
+    await ended()
     return answer.whole()
 
 
 async def _events(
-    first: tuple[int, Chunk], feed: Feed, answer: Answer, record: Record, *, include_usage: bool
+    first: tuple[int, Chunk], feed: Feed, answer: Answer, record: Record, ended: Ended, *, include_usage: bool
 ) -> AsyncIterator[bytes]:
     def told(item: tuple[int, Chunk]) -> bytes:
         index, chunk = item
@@ -141,6 +164,7 @@ async def _events(
     yield answer.opening(include_usage=include_usage) + told(first)
     async for item in feed:
         yield told(item)
+    await ended()
     if include_usage:
         yield answer.closing()
 

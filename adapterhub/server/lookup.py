@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -10,7 +11,7 @@ from starlette.requests import Request
 
 from adapterhub.data.task import Kind, a_task
 from adapterhub.errors import RefNotFound, UnsupportedRequest
-from adapterhub.runtime.target import Target
+from adapterhub.runtime.target import Asker, Target
 
 from .fields import shorten
 from .metrics import UNKNOWN_ADAPTER
@@ -43,10 +44,13 @@ def record_of(request: Request) -> Record:
 def named(service: Service, record: Record, model: str) -> str:
     """Return `model`, noted on the record; raises RefNotFound where it is too long for a name of anything.
 
-    Longer ones are not passed on: what looks them up would quote them whole.
+    Longer ones are not passed on: what looks them up would quote them whole. Raises Forbidden where the key does not
+    allow it: before anything is looked up, so that it tells nobody what there is.
     """
     record.model = model
     known = (service.loaded.base.name, service.loaded.base.public_id)
+    if record.visitor is not None:
+        record.visitor.check_task(*(known if model in known else (model.partition("@")[0],)))
     if len(model) > LONGEST_REF and model not in known:
         raise RefNotFound(f"no model is called {shorten(model, SHOWN)}; a ref has at most {LONGEST_REF} characters")
     return model
@@ -61,6 +65,8 @@ async def find(service: Service, record: Record, model: str) -> Target:
     is_base = target.spec is None
     record.adapter = hub.base.name if is_base else f"{target.name.partition('@')[0]}@{target.version}"
     record.digest = target.digest
+    if record.visitor is not None:
+        target = replace(target, asker=Asker(record.visitor.key.id, record.visitor.admit))
     return target
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import json
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub.errors import Overloaded
+from adapterhub.errors import AdapterHubError
 
 from .errors import error_response, respond
+from .limits import ServerLimits
+from .log import LOG
 from .record import Record, request_id
-from .service import LOG, Service
+from .service import Service
 from .wire import Json
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
 OPEN_ROUTES = frozenset({"/health", "/ready"})
+ADMIN_ROUTES = frozenset({"/metrics", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 QUIET_ROUTES = OPEN_ROUTES | {"/metrics"}
 # A client that is still sending would not read its refusal, so this much of a refused body is read and dropped.
 MAX_DROPPED_BYTES = 64 * 1024 * 1024
-TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES} bytes"
 
 
 class Observe:
@@ -58,9 +59,11 @@ class Observe:
             await respond(error)(scope, receive, tell)
         finally:
             self.service.leave()
+            record.settle()
             record.count(self.service.metrics)
             if record.path not in QUIET_ROUTES:
-                LOG.info("%s", json.dumps(record.line()))
+                line = record.line()
+                LOG.info("%s", json.dumps(line), extra={"request": line})
 
 
 class Guard:
@@ -75,51 +78,79 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
-        if refusal is None:
-            await self.app(scope, _limited(receive), send)
-        else:
+        record: Record = scope["state"]["record"]
+        refusal = self._refusal(scope, Headers(scope=scope), record)
+        if refusal is not None:
             await _drop_body(receive)
             await refusal(scope, receive, send)
+            return
+        try:
+            await self.app(scope, _limited(receive, self.service.limits, record), send)
+        finally:
+            if record.placed:
+                self.service.places.free(record.key)
 
-    def _refusal(self, path: str, headers: Headers) -> Json | None:
+    def _refusal(self, scope: Scope, headers: Headers, record: Record) -> Json | None:
+        path = scope["path"]
         if path in OPEN_ROUTES:
             return None
-        if not self._may_enter(headers):
-            message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
-            return error_response(401, message, headers={"www-authenticate": "Bearer"})
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            return error_response(413, TOO_LARGE)
-        if path.startswith("/v1/"):
-            try:
+        try:
+            if self.service.access is not None and not self._identify(path, headers, record):
+                message = "a valid API key is needed: send the header 'Authorization: Bearer KEY'"
+                return error_response(401, message, headers={"www-authenticate": "Bearer"})
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > self.service.limits.body_bytes:
+                return error_response(413, _too_large(self.service.limits))
+            if path.startswith("/v1/"):
                 self.service.check_ready()
-            except Overloaded as error:
-                return respond(error)
+            if _is_asked(scope):
+                self.service.places.take(record.key)
+                record.placed, record.seconds = True, self.service.limits.seconds
+        except AdapterHubError as error:
+            return respond(error)
         return None
 
-    def _may_enter(self, headers: Headers) -> bool:
-        if self.service.api_key is None:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Bytes, since compare_digest refuses text beyond ASCII; header text is Latin-1 for whatever bytes came.
-        ours = self.service.api_key.encode("utf-8", "surrogateescape")  # as it came from the environment
-        right = hmac.compare_digest(key.strip().encode("latin-1"), ours)
-        return right and scheme.lower() == "bearer"
+    def _identify(self, path: str, headers: Headers, record: Record) -> bool:
+        """Note on the record who asks, and return whether anybody known does; raises Forbidden and LimitReached."""
+        access = self.service.access
+        assert access is not None
+        key = access.find(headers.get("authorization", ""))
+        if key is None:
+            return False
+        record.visitor = access.visitor(key)
+        if path in ADMIN_ROUTES or path.startswith("/v1/adapters/"):
+            record.visitor.check_admin()
+        access.count(key)
+        return True
 
 
-def _limited(receive: Receive) -> Receive:
-    """Count what a body brings, for those that do not say their length."""
-    received = 0
+def _is_asked(scope: Scope) -> bool:
+    """Say whether a request is one that computes, and so is counted and timed."""
+    return bool(scope["method"] == "POST" and scope["path"].startswith("/v1/"))
+
+
+def _too_large(limits: ServerLimits) -> str:
+    return f"the body is larger than {limits.body_bytes} bytes"
+
+
+def _limited(receive: Receive, limits: ServerLimits, record: Record) -> Receive:
+    """Count what a body brings, for those that do not say their length, and how long it takes to come."""
+    received, whole = 0, False
 
     async def count() -> Message:
-        nonlocal received
-        message = await receive()
+        nonlocal received, whole
+        if whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), record.seconds_left)
+        except TimeoutError:
+            raise HTTPException(408, f"the body was not whole after {record.seconds:g} s") from None
         received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            if message.get("more_body", False):
+        whole = not message.get("more_body", False)
+        if received > limits.body_bytes:
+            if not whole:
                 await _drop_body(receive)
-            raise HTTPException(413, TOO_LARGE)
+            raise HTTPException(413, _too_large(limits))
         return message
 
     return count

@@ -15,9 +15,14 @@ from .service import Service
 from .wire import Json
 
 
-async def list_models(service: Service) -> Response:
-    """Answer `/v1/models`."""
+async def list_models(service: Service, request: Request) -> Response:
+    """Answer `/v1/models`: what the key allows."""
     infos = await service.look_up(service.loaded.models)
+    visitor, base = record_of(request).visitor, service.loaded.base
+    if visitor is not None:
+        # The base may be allowed by either of its names.
+        own = (base.name, base.public_id)
+        infos = [info for info in infos if visitor.key.may_ask(*(own if info.id in own else (_task(info),)))]
     return Json({"object": "list", "data": [model_object(info) for info in infos]})
 
 
@@ -28,6 +33,10 @@ async def show_model(service: Service, request: Request, model: str) -> Response
     info = await service.look_up(partial(service.loaded.model, name))
     record.digest = info.digest
     return Json({**model_object(info), "id": model})
+
+
+def _task(info: ModelInfo) -> str:
+    return info.id.partition("@")[0]
 
 
 def model_object(info: ModelInfo) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from .access import Visitor
 from .fields import shorten
 from .metrics import NO_ADAPTER, Metrics
 
 ROUTES = frozenset(
     {"/health", "/ready", "/metrics", "/openapi.json", "/v1/models"}
     | {"/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/embeddings"}
+    | {"/v1/feedback", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    | {f"/v1/adapters/{action}" for action in ("load", "pin", "unpin", "unload")}
 )
 GONE = 499
 
@@ -34,7 +38,12 @@ def request_id(offered: str | None) -> str:
 
 @dataclass
 class Record:
-    """One request; `adapter` is the bounded label of metrics, `model` what was asked."""
+    """One request.
+
+    `adapter` is the bounded label of metrics, `model` what was asked, `visitor` None without keys.
+
+    `seconds` is how long it may take from its arrival; `placed` says that it takes one of the server's places.
+    """
 
     id: str
     method: str
@@ -46,9 +55,14 @@ class Record:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token: float | None = None
+    last_token: float = 0.0
+    choices: int = 1
     status: int = 0
     failed: int = 0
     gone: bool = False
+    visitor: Visitor | None = None
+    seconds: float = math.inf
+    placed: bool = False
 
     @property
     def outcome(self) -> int:
@@ -60,21 +74,48 @@ class Record:
         """The route, one of a fixed few."""
         return route_of(self.path)
 
+    @property
+    def key(self) -> str | None:
+        """The id of the key that asks; None without keys."""
+        return None if self.visitor is None else self.visitor.key.id
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it may go on; None for ever."""
+        if self.seconds == math.inf:
+            return None
+        return max(0.0, self.started + self.seconds - time.perf_counter())
+
+    def settle(self) -> None:
+        """Tell the key's quota what was used of what was taken; only the first call counts."""
+        if self.visitor is not None:
+            self.visitor.settle(self.prompt_tokens + self.completion_tokens)
+
     def saw_token(self) -> None:
-        """Note the time of the first generated token."""
+        """Note the time of a generated token."""
+        self.last_token = time.perf_counter() - self.started
         if self.first_token is None:
-            self.first_token = time.perf_counter() - self.started
+            self.first_token = self.last_token
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Time between two tokens of a choice; None where no choice has two."""
+        steps = self.completion_tokens / self.choices - 1
+        return (self.last_token - self.first_token) / steps if self.first_token is not None and steps > 0 else None
 
     def count(self, metrics: Metrics) -> None:
         """Add this request to the metrics."""
-        metrics.requests.labels(self.adapter, self.route, str(self.outcome)).inc()
-        metrics.seconds.labels(self.adapter, self.route).observe(time.perf_counter() - self.started)
+        adapter = metrics.label(self.adapter)
+        metrics.requests.labels(adapter, self.route, str(self.outcome)).inc()
+        metrics.seconds.labels(adapter, self.route).observe(time.perf_counter() - self.started)
         if self.prompt_tokens:
-            metrics.prompt_tokens.labels(self.adapter).inc(self.prompt_tokens)
+            metrics.prompt_tokens.labels(adapter).inc(self.prompt_tokens)
         if self.completion_tokens:
-            metrics.completion_tokens.labels(self.adapter).inc(self.completion_tokens)
+            metrics.completion_tokens.labels(adapter).inc(self.completion_tokens)
         if self.first_token is not None:
-            metrics.first_token.labels(self.adapter).observe(self.first_token)
+            metrics.first_token.labels(adapter).observe(self.first_token)
+        if self.token_seconds is not None:
+            metrics.token_seconds.labels(adapter).observe(self.token_seconds)
 
     def line(self) -> dict[str, Any]:
         """Return the log line: names, digest, counts and times; no text of prompts or answers."""
@@ -85,6 +126,8 @@ class Record:
             "status": self.outcome,
             "ms": round((time.perf_counter() - self.started) * 1000, 1),
         }
+        if self.visitor is not None:
+            line["key"] = self.visitor.name
         if self.model is not None:
             line |= {"model": self.model[:100], "digest": self.digest}
             line |= {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}

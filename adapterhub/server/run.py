@@ -12,8 +12,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -22,31 +23,49 @@ import uvicorn
 from adapterhub.errors import UsageError
 from adapterhub.runtime.hub import AdapterHub
 
+from .access import Access
 from .app import create_app
-from .service import LOG, Service
+from .feedback_store import FeedbackStore
+from .limits import ServerLimits
+from .log import LOG
+from .service import Service
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where and how to serve; `port` 0 takes a free one, `drain_seconds` is how long running requests may go on."""
+    """Where, how and for whom to serve.
+
+    `port` 0 takes a free one; `drain_seconds` is how long running requests may go on. `keys` is a file of keys,
+    `api_key` one that may do everything; without both nobody is asked for one. `feedback` is the folder that keeps it.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    keys: Path | None = None
     insecure: bool = False
     drain_seconds: float = 30.0
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    feedback: Path | None = None
 
 
 def check_exposure(options: ServerOptions) -> None:
     """Raise UsageError where anyone on the network could use the server without a key."""
-    if is_loopback(options.host) or options.api_key or options.insecure:
+    if is_loopback(options.host) or options.api_key or options.keys or options.insecure:
         return
     raise UsageError(
-        f"the host {options.host!r} can be reached from outside this machine; set --api-key (or ADAPTERHUB_API_KEY), "
-        "or allow everyone with --insecure"
+        f"the host {options.host!r} can be reached from outside this machine; give a file of keys with --keys (or "
+        "ADAPTERHUB_KEYS), or one key with --api-key (or ADAPTERHUB_API_KEY), or allow everyone with --insecure"
     )
+
+
+def make_access(options: ServerOptions) -> Access | None:
+    """Return who may come in, None where everybody may; raises FileMissing and ConfigError for the file of keys."""
+    if not options.keys and not options.api_key:
+        return None
+    return Access(options.keys, options.api_key or None)
 
 
 def is_loopback(host: str) -> bool:
@@ -88,8 +107,9 @@ def serve(open_hub: Callable[[], AdapterHub], options: ServerOptions, say: Calla
     native code can be neither stopped nor safely outlived.
     """
     check_exposure(options)
+    access = make_access(options)
     with bind(options.host, options.port) as bound:
-        loaded = asyncio.run(_serve(open_hub, options, bound, say))
+        loaded = asyncio.run(_serve(open_hub, options, access, bound, say))
     if not loaded:
         _leave()
 
@@ -110,10 +130,15 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    open_hub: Callable[[], AdapterHub], options: ServerOptions, bound: socket.socket, say: Callable[[str], None]
+    open_hub: Callable[[], AdapterHub],
+    options: ServerOptions,
+    access: Access | None,
+    bound: socket.socket,
+    say: Callable[[str], None],
 ) -> bool:
     """Serve to the end; False says that the base is still loading."""
-    service = Service(api_key=options.api_key or None)
+    kept = None if options.feedback is None else FeedbackStore(options.feedback)
+    service = Service(access=access, limits=options.limits, feedback=kept)
     config = uvicorn.Config(
         create_app(service),
         log_config=None,

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, refusal
+from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, encodable, refusal
 
 HARMLESS = frozenset(
     {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
 SAMPLING_NEUTRAL = {
-    "n": 1,
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "repetition_penalty": 1,
@@ -50,6 +49,7 @@ CHAT_NEUTRAL = MappingProxyType(
 )
 # Above anything a base can take, and small enough for every machine integer and every message.
 MAX_COUNT = MAX_TOKEN_ID
+MAX_CHOICES = 128
 
 
 def _top_k(value: Any) -> Any:
@@ -68,6 +68,7 @@ class SamplingFields(WireModel):
     """The fields that completions and chat share; None means that the request left it out."""
 
     model: Text
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_COUNT)
     min_tokens: int = Field(0, ge=0, le=MAX_COUNT)
     ignore_eos: bool = False
@@ -111,6 +112,12 @@ class CompletionBody(SamplingFields):
     neutral: ClassVar[Mapping[str, Any]] = COMPLETION_NEUTRAL
     prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _few_choices(self) -> CompletionBody:
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise refusal(f"{len(self.prompt)} prompts and n = {self.n} are more than {MAX_CHOICES} choices", "n")
+        return self
 
     @property
     def alternatives(self) -> int | None:
@@ -193,3 +200,34 @@ class ClassifyBody(WireModel):
     harmless: ClassVar[frozenset[str]] = HARMLESS
     model: Text
     input: Inputs
+
+
+class AdapterBody(WireModel):
+    """`POST /v1/adapters/{load,pin,unpin,unload}`: the ref of a published version."""
+
+    model: Text
+
+
+class LoadLoraBody(WireModel):
+    """`POST /v1/load_lora_adapter`, as vLLM takes it."""
+
+    neutral: ClassVar[Mapping[str, Any]] = MappingProxyType({"load_inplace": False, "is_3d_lora_weight": False})
+    lora_name: Text
+    lora_path: Text | None = None
+
+
+class UnloadLoraBody(WireModel):
+    """`POST /v1/unload_lora_adapter`, as vLLM takes it."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"lora_int_id"})
+    lora_name: Text
+
+
+class FeedbackBody(WireModel):
+    """`POST /v1/feedback`: an answer's id, the index of its entry or choice, and what is right in its place."""
+
+    id: Text
+    index: int = Field(0, ge=0, le=MAX_COUNT)
+    label: Text | None = None
+    labels: Annotated[list[str], AfterValidator(encodable)] | None = None
+    completion: Text | None = None

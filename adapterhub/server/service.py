@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from adapterhub.errors import Overloaded
 from adapterhub.runtime.hub import AdapterHub
+from adapterhub.runtime.target import AdapterNumbers
 
+from .access import Access
+from .feedback_store import FeedbackStore
+from .limits import Places, ServerLimits
 from .metrics import Metrics
 
 T = TypeVar("T")
-LOG = logging.getLogger("adapterhub.server")
+# Threads that wait for the engine's answers, and how many of them one key may hold.
+COMPUTING, OF_ONE_KEY = 32, 16
 
 
 class Service:
-    """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it."""
+    """The state of one server. `hub` is None until the base is loaded; the event loop's thread alone changes it.
 
-    def __init__(self, hub: AdapterHub | None = None, *, api_key: str | None = None) -> None:
+    Without `access` everybody may do everything; without `feedback` none is kept, nor what it may be about.
+    """
+
+    def __init__(
+        self,
+        hub: AdapterHub | None = None,
+        *,
+        access: Access | None = None,
+        limits: ServerLimits | None = None,
+        feedback: FeedbackStore | None = None,
+    ) -> None:
         self.hub = hub
-        self.api_key = api_key
+        self.feedback = feedback
+        self.access = access
+        self.limits = limits or ServerLimits()
+        self.places = Places(self.limits.requests)
         self.draining = False
-        self.metrics = Metrics(self._stats)
+        self.metrics = Metrics(self._stats, self._adapters)
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
         # Apart, so that long computations never keep short look-ups waiting.
         self._lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
-        self._computing = ThreadPoolExecutor(32, thread_name_prefix="compute")
+        self._computing = ThreadPoolExecutor(COMPUTING, thread_name_prefix="compute")
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
+
+    def _adapters(self) -> Sequence[AdapterNumbers]:
+        return () if self.hub is None else self.hub.adapter_counts()
 
     def check_ready(self) -> None:
         """Raise Overloaded while the base is loading and while the server stops."""
@@ -52,9 +73,13 @@ class Service:
         """Run a short blocking call (files, tokenising) off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._lookups, call)
 
-    async def compute(self, call: Callable[[], T]) -> T:
-        """Wait for the engine's answers (labels, vectors) off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._computing, call)
+    async def compute(self, call: Callable[[], T], key: str | None = None) -> T:
+        """Wait for the engine's answers (labels, vectors) off the event loop; one key never holds all threads."""
+        loop = asyncio.get_running_loop()
+        if key is None:
+            return await loop.run_in_executor(self._computing, call)
+        async with self._turns.setdefault(key, asyncio.Semaphore(OF_ONE_KEY)):
+            return await loop.run_in_executor(self._computing, call)
 
     def enter(self) -> None:
         """Note that a request runs."""
@@ -76,6 +101,10 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Let the thread pools end."""
+        """Let the thread pools end, and close the files."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._computing.shutdown(wait=False, cancel_futures=True)
+        if self.access is not None:
+            self.access.close()
+        if self.feedback is not None:
+            self.feedback.close()

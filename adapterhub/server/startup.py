@@ -12,7 +12,7 @@ from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
 from adapterhub.runtime.hub import AdapterHub
 
-from .service import LOG
+from .log import LOG
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapterhub.errors import Cancelled
+from adapterhub.errors import Cancelled, TimedOut
 from adapterhub.runtime.stream import Chunk, GenerationStream
 
 from .errors import describe
+from .log import LOG
 from .record import Record
-from .service import LOG
 from .wire import DONE, event
 
 T = TypeVar("T")
+LAST_WORD_SECONDS = 1.0
 
 
 class ClientGone(Cancelled):
@@ -77,15 +79,23 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; stop it and raise ClientGone when the client disconnects first."""
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], record: Record) -> T:
+    """Return what `work` returns; stop it when the client disconnects first, or its time is up.
+
+    Raises ClientGone and TimedOut then.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        left = record.seconds_left
+        await asyncio.wait({working, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        if gone.done():
             raise ClientGone("the client went away")
-        return working.result()
+        raise TimedOut(
+            f"the answer was not whole after {record.seconds:g} s, the most a request may take; ask for less"
+        )
     finally:
         working.cancel()
         gone.cancel()
@@ -107,9 +117,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events for as long as the client is there."""
         try:
-            await while_connected(receive, self._send_all(send))
+            await while_connected(receive, self._send_all(send), self._record)
         except ClientGone:
             self._record.gone = True
+        except TimedOut as error:
+            # Who reads too slowly may not read this either; the connection is closed all the same.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._send_end(send, event(self._failure(error))), LAST_WORD_SECONDS)
         finally:
             self._feed.cancel()
 
@@ -121,6 +135,10 @@ class EventStream(Response):
             await _send(send, DONE)
         except Exception as error:
             await _send(send, event(self._failure(error)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_end(self, send: Send, data: bytes) -> None:
+        await _send(send, data)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _failure(self, error: Exception) -> dict[str, Any]:

@@ -134,6 +134,17 @@ def test_a_failing_start_ends_with_its_message(capsys: pytest.CaptureFixture[str
     assert "alpha" in said
 
 
+def test_lines_for_machines(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, registry = make_base(tmp_path / "base"), Registry(tmp_path / "registry")
+    publish(registry, base, "alpha", tmp_path)
+    options = ["--base", str(base.path), "--registry", str(registry.root), "--port", "0", "--adapters", "gone"]
+    with pytest.raises(SystemExit):
+        run(["serve", *options, "--threads", "1", "--log-format", "json", "--feedback", str(tmp_path / "feedback")])
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert lines[0]["message"].startswith("listening on http://127.0.0.1:")
+    assert all({"time", "level", "logger"} <= line.keys() for line in lines)
+
+
 def test_an_adapter_that_is_damaged_ends_it(tmp_path: Path) -> None:
     base, registry = make_base(tmp_path / "base"), Registry(tmp_path / "registry")
     damaged = publish(registry, base, "alpha", tmp_path).path / "adapter_model.safetensors"

@@ -161,9 +161,7 @@ def test_functions_that_ask_models(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
-    source = (
-        HEAD + "import os\n@labeling_function\ndef dies(e): os._exit(3)\n@labeling_function\ndef fine(e): return 'x'\n"
-    )
+    source = HEAD + "import os\n@labeling_function\ndef dies(e): os._exit(3)\nfine = keywords('x', ['y'])\n"
     with pytest.raises(AdapterHubError, match=r"died.*dies"):
         Bench(tmp_path, source).apply(rows("a"), processes=2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ def test_rows_nobody_is_sure_of_are_scaled_away() -> None:
     assert np.allclose(noise(chances, np.array([0, 0, 1])), [[2, 0], [0, 1]])
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @drawn(st.integers(0, 10_000), st.integers(2, 80), st.integers(1, 60))
 def test_what_holds_for_any_probabilities(seed: int, classes: int, rows: int) -> None:
     draw = np.random.default_rng(seed)
@@ -46,6 +48,13 @@ def test_what_holds_for_any_probabilities(seed: int, classes: int, rows: int) ->
     for each in found:
         assert each.given == given[each.row] != each.suggested == chances[each.row].argmax()
         assert each.score == margins[each.row] > 0
+
+
+def test_a_label_of_one_row_does_not_draw_every_unsure_row() -> None:
+    # Nobody is sure of the last row, and label 2, of which heads know nothing, is not what it becomes.
+    chances = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.1, 0.9, 0.0], [0.5, 0.5, 0.0]])
+    given = np.array([0, 0, 1, 1, 2])
+    assert noise(np.vstack([chances, [[0.5, 0.49, 0.01]]]), np.array([*given, 0]))[0].tolist() == [3, 0, 0]
 
 
 def test_sure_and_right_heads_doubt_nothing() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.data.example import Example
@@ -31,6 +31,7 @@ def said(identity: str, label: str, old: str | None = None, text: str | None = N
     return Correction(identity, old, label, "mara", "2026-01-31T12:00:00Z", text)
 
 
+@settings(deadline=None, max_examples=40)  # every line is forced to the disk
 @given(st.lists(st.tuples(WORDS, st.none() | WORDS, WORDS, st.none() | st.text(st.characters(codec="utf-8")))))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str | None, str, str | None]]

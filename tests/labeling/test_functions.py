@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.data.example import Example
@@ -90,6 +90,7 @@ def test_dictionary_takes_the_most_frequent_meaning() -> None:
     assert votes(dictionary({"US": "x"}, case=True), "us", "US") == [ABSTAIN, "x"]
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(0, 5), st.integers(0, 5))
 def test_length(text: str, least: int, most: int) -> None:
     size = len(text.split())

@@ -16,9 +16,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapterhub.data.task import PromptSpec, TaskSpec
+from adapterhub.engine.tally import AdapterCounts, Residency
 from adapterhub.errors import Cancelled, CorruptAdapter, InvalidRequest, PromptTooLong, RefNotFound
 from adapterhub.runtime.stream import Chunk, TokenLogprob
-from adapterhub.runtime.target import GenerationRequest, ModelInfo, Prediction, Target
+from adapterhub.runtime.target import (
+    AdapterNumbers,
+    AdapterState,
+    GenerationRequest,
+    ModelInfo,
+    Prediction,
+    Target,
+)
 
 BASE = "tiny"
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -117,6 +125,13 @@ class FakeHub:
     def stats(self) -> Mapping[str, float]:
         return {"running": 1.0, "waiting": 0.0, "resident_adapters": 2.0, "adapter_loads": 3.0}
 
+    def adapter_counts(self) -> list[AdapterNumbers]:
+        counts = AdapterCounts(started=4, queue_seconds=0.5, loads=2, evictions=1, prefix_hits=3, prefix_tokens=96)
+        return [AdapterNumbers("orders@1", counts, Residency(slot=True, pinned=True))]
+
+    def adapters(self) -> list[AdapterState]:
+        return []
+
     def close(self, drain_seconds: float = 0) -> None:
         self.closed = True
         for stream in self.streams:
@@ -140,6 +155,8 @@ class FakeHub:
         first = len(text) % 3
         probs = {label: 0.8 if index == first else 0.1 for index, label in enumerate(LABELS)}
         assert target.spec is not None
+        if target.asker is not None:
+            target.asker.admit(len(text))
         many = target.spec.kind == "multilabel"
         return Prediction(
             label=None if many else LABELS[first],
@@ -155,6 +172,8 @@ class FakeHub:
         prompt = prompt_text(request)
         if len(prompt) > 1000:
             raise PromptTooLong(f"{len(prompt)} tokens are more than the 1000 this task takes", param="prompt")
+        if target.asker is not None:
+            target.asker.admit(len(prompt) + (request.max_tokens or 8))
         self.requests.append(request)
         stream = FakeStream(lambda stream: self._tokens(stream, target, request, prompt))
         self.streams.append(stream)

@@ -78,9 +78,9 @@ class Running:
 
 
 @contextmanager
-def running(hub: Any, *, api_key: str | None = None) -> Iterator[Running]:
-    """Serve `hub` (None: still loading) until the block ends."""
-    service = Service(hub, api_key=api_key)
+def running(hub: Any, **options: Any) -> Iterator[Running]:
+    """Serve `hub` (None: still loading) until the block ends; `options` are those of Service."""
+    service = Service(hub, **options)
     bound = bind("127.0.0.1", 0)
     port = int(url_of(bound).rpartition(":")[2])
     config = uvicorn.Config(create_app(service), log_config=None, lifespan="off", timeout_graceful_shutdown=2)

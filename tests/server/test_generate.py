@@ -295,3 +295,34 @@ def test_blocking_calls_never_run_on_the_event_loop(server: Running) -> None:
     server.post("/v1/classify", {"model": "tone", "input": "Hi"})
     assert server.hub.threads
     assert all(name.startswith(("lookup", "compute")) for name in server.hub.threads)
+
+
+def test_several_choices_a_prompt(server: Running) -> None:
+    body = {"model": "orders", "prompt": ["ab", "cde"], "n": 3, "temperature": 1, "seed": 2**63 - 2, "max_tokens": 4}
+    whole = server.post("/v1/completions", body).json
+    assert [choice["index"] for choice in whole["choices"]] == list(range(6))
+    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 24, "total_tokens": 29}
+    seeds = [request.seed for request in server.hub.requests[-6:]]
+    assert seeds == [2**63 - 2, 2**63 - 1, -(2**63)] * 2
+    texts = [choice["text"] for choice in whole["choices"]]
+    assert len(set(texts)) > 2
+    single = server.post("/v1/completions", {**body, "prompt": "cde", "n": 1}).json["choices"][0]["text"]
+    assert single == texts[3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices_of_a_chat(server: Running, stream: bool) -> None:
+    asked = {"model": "orders", "messages": [{"role": "user", "content": "Hi"}], "n": 2, "max_tokens": 5}
+    with server.openai() as client:
+        if not stream:
+            answer = client.chat.completions.create(**asked)
+            assert [choice.index for choice in answer.choices] == [0, 1]
+            assert answer.choices[0].message.content == answer.choices[1].message.content  # greedy
+            return
+        texts, last = ["", ""], None
+        for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+            last = chunk
+        assert texts[0] == texts[1] != ""
+        assert last.usage.completion_tokens == 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.base.source import Base
 from adapterhub.data.task import Calibration
+from adapterhub.errors import QuotaSpent
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
+from adapterhub.runtime.target import Asker, GenerationRequest
 from tests.tiny import byte_tokenizer
 
 from .fake import eventually
@@ -114,6 +116,41 @@ def test_token_ids_are_the_text_they_stand_for(served: Served) -> None:
     assert by_text["choices"] == by_ids["choices"]
     assert by_text["usage"] == by_ids["usage"]
     assert by_text["usage"]["prompt_tokens"] == len(ids)
+
+
+def test_an_asker_is_told_what_may_be_needed_and_can_refuse(served: Served) -> None:
+    told: list[int] = []
+
+    def admit(tokens: int) -> None:
+        told.append(tokens)
+        if sum(told) > 40:
+            raise QuotaSpent("no more")
+
+    askers = {task: replace(served.hub.target(task), asker=Asker("ann", admit)) for task in ("alpha", "tone")}
+    stream = served.hub.generate(askers["alpha"], GenerationRequest(text="hello", max_tokens=9))
+    assert stream.result().completion_tokens <= 9
+    assert [each.prompt_tokens for each in served.hub.answers(askers["tone"], ["abc", "de"])] == [3, 2]
+    assert told == [14, 3, 2]
+    with pytest.raises(QuotaSpent):
+        served.hub.generate(askers["alpha"], GenerationRequest(text="hello", max_tokens=30))
+    assert eventually(lambda: served.running_rows() == 0)
+
+
+def test_keys_flood_their_own_part_of_a_task(served: Served) -> None:
+    """One key's long queue: another's request for the same task ends long before it."""
+    ended: list[str] = []
+
+    def ask(name: str) -> Any:
+        target = replace(served.hub.target("alpha"), asker=Asker(name, lambda tokens: None))
+        stream = served.hub.generate(target, GenerationRequest(text="hello", max_tokens=20, ignore_eos=True))
+        stream.subscribe(lambda chunk: ended.append(name) if getattr(chunk, "finish_reason", None) else None)
+        return stream
+
+    streams = [ask("flood") for _ in range(120)]
+    streams.append(ask("other"))
+    for stream in streams:
+        stream.result()
+    assert ended.index("other") < 80
 
 
 def test_usage_and_exact_lengths(served: Served) -> None:
@@ -295,6 +332,23 @@ def test_metrics_tell_the_engines_numbers(served: Served) -> None:
     assert families["adapterhub_compute_threads"].samples[0].value == 1
     assert families["adapterhub_adapter_loads"].samples[0].value >= 1
     assert families["adapterhub_host_adapter_bytes"].samples[0].value > 0
+
+
+def test_metrics_tell_each_adapters_numbers(served: Served) -> None:
+    for _ in range(2):
+        served.text("beta", "x" * 80)
+    served.text(served.base.name, "hello")
+    numbers = {each.name: each for each in served.hub.adapter_counts()}
+    beta = numbers["beta@1"]
+    assert beta.counts.started >= 2
+    assert beta.counts.queue_seconds > 0
+    assert beta.counts.loads >= 1
+    assert beta.counts.prefix_hits >= 1
+    assert beta.counts.prefix_tokens >= 64
+    assert beta.residency.slot
+    assert numbers[served.base.name].counts.started >= 1
+    text = served.server.ask("GET", "/metrics").body.decode()
+    assert 'adapterhub_resident{adapter="beta@1"} 1.0' in text
 
 
 @pytest.mark.parametrize("stream", [False, True])

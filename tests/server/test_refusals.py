@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from adapterhub.errors import AdapterHubError, all_errors
 from adapterhub.server.errors import describe, respond
-from adapterhub.server.middleware import MAX_BODY_BYTES
+from adapterhub.server.limits import ServerLimits
 from adapterhub.server.schemas import ChatBody, ClassifyBody, CompletionBody
 
 from .fake import BASE
 from .running import Running
 
+MAX_BODY_BYTES = ServerLimits().body_bytes
 COMPLETION = {"model": "orders", "prompt": "Hi"}
 CHAT = {"model": "orders", "messages": [{"role": "user", "content": "Hi"}]}
 UNSUPPORTED = "unsupported_request"
@@ -35,7 +36,9 @@ def test_every_error_of_ours_has_its_status_and_code(error: type[AdapterHubError
     assert 400 <= error.status < 600
     assert body["code"] == error.code
     assert body["message"] == "what was wrong"
-    assert body["type"] == ("server_error" if error.status >= 500 else "invalid_request_error")
+    kinds = {403: "permission_error", 429: "rate_limit_error"}
+    assert body["type"] == ("server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error"))
+    assert answer.headers.get("retry-after") == ("1" if "retry_after" in dir(error("")) else None)
 
 
 def test_an_error_not_of_ours_tells_nothing() -> None:
@@ -47,7 +50,9 @@ def test_an_error_not_of_ours_tells_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"n": 2}, "n", UNSUPPORTED),
+        ({"n": 0}, "n", INVALID),
+        ({"n": 129}, "n", INVALID),
+        ({"n": 65, "prompt": ["a", "b"]}, "n", INVALID),
         ({"best_of": 3}, "best_of", UNSUPPORTED),
         ({"echo": True}, "echo", UNSUPPORTED),
         ({"suffix": "end"}, "suffix", UNSUPPORTED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapterhub.server.metrics import Metrics
+from adapterhub.server.access import Access
+from adapterhub.server.log import JsonLines
+from adapterhub.server.metrics import MOST_ADAPTERS, Metrics
 from adapterhub.server.record import Record, request_id
 
 from .fake import BASE, LABELS, FakeHub, digest_of
@@ -65,9 +68,9 @@ def test_a_label_may_be_null_in_the_description(server: Running) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/embeddings"])
 def test_refusals_are_described(server: Running, path: str) -> None:
     answers = server.ask("GET", "/openapi.json").json["paths"][path]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "404", "409", "413", "422", "500", "503"}
+    assert set(answers) == {"200", "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "503"}
     shapes = [answer["content"]["application/json"]["schema"] for status, answer in answers.items() if status != "200"]
-    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 8
+    assert shapes == [{"$ref": "#/components/schemas/ErrorAnswer"}] * 11
 
 
 def test_not_ready_while_the_base_loads() -> None:
@@ -103,11 +106,13 @@ def test_classify_one(server: Running, given: Any) -> None:
     label = LABELS[4 % 3]
     probs = {each: 0.8 if each == label else 0.1 for each in LABELS}
     assert answer.json == {
+        "id": answer.json["id"],
         "object": "list",
         "model": "tone",
         "data": [{"index": 0, "label": label, "probs": probs}],
         "usage": {"prompt_tokens": 4, "completion_tokens": 0, "total_tokens": 4},
     }
+    assert answer.json["id"].startswith("clsf-")
     assert answer.headers["x-adapterhub-digest"] == digest_of("tone")
 
 
@@ -149,7 +154,7 @@ def test_request_ids() -> None:
 
 
 def test_a_key_guards_all_but_the_probes() -> None:
-    with running(FakeHub(), api_key="s3cret-é") as guarded:
+    with running(FakeHub(), access=Access(api_key="s3cret-é")) as guarded:
         for path in ("/health", "/ready"):
             assert guarded.ask("GET", path).status == 200
         for path in ("/v1/models", "/metrics", "/nowhere", "/openapi.json"):
@@ -161,7 +166,7 @@ def test_a_key_guards_all_but_the_probes() -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         right = "Bearer s3cret-é".encode().decode("latin-1")
         assert guarded.ask("GET", "/v1/models", headers={"authorization": right}).status == 200
-    with running(FakeHub(), api_key="key") as guarded:
+    with running(FakeHub(), access=Access(api_key="key")) as guarded:
         with guarded.openai("key") as client:
             assert client.models.list().data
         with guarded.openai("other") as client, pytest.raises(openai.AuthenticationError):
@@ -186,6 +191,55 @@ def test_metrics_count_by_version_however_it_was_asked(fresh: Running) -> None:
     assert found["adapterhub_running_rows", ()] == 1
     assert found["adapterhub_resident_adapters", ()] == 2
     assert found["adapterhub_adapter_loads_total", ()] == 3
+
+
+def test_the_engines_numbers_an_adapter(fresh: Running) -> None:
+    found = samples(fresh)
+    adapter = (("adapter", "orders@1"),)
+    expected = {"queue_seconds_count": 4, "queue_seconds_sum": 0.5, "slot_loads_total": 2, "slot_evictions_total": 1}
+    expected |= {"prompt_prefix_hits_total": 3, "prompt_prefix_tokens_total": 96, "resident": 1}
+    assert {name: found[f"adapterhub_{name}", adapter] for name in expected} == expected
+
+
+def test_time_between_tokens() -> None:
+    record = Record("id", "POST", "/v1/completions", completion_tokens=10, choices=2)
+    assert record.token_seconds is None
+    record.saw_token()
+    record.last_token = (record.first_token or 0) + 2.0
+    assert record.token_seconds == pytest.approx(0.5)
+    record.completion_tokens = 2
+    assert record.token_seconds is None
+
+
+def test_adapters_beyond_the_most_share_a_series() -> None:
+    metrics = Metrics(dict)
+    for number in range(MOST_ADAPTERS + 50):
+        Record("id", "POST", "/v1/completions", adapter=f"task{number}@1").count(metrics)
+    Record("id", "POST", "/v1/completions", adapter="task0@1").count(metrics)
+    text = metrics.render().decode()
+    counted = [line for line in text.splitlines() if line.startswith("adapterhub_requests_total")]
+    assert len(counted) == MOST_ADAPTERS + 1
+    assert any('adapter="others"' in line and line.endswith(" 50.0") for line in counted)
+    assert any('adapter="task0@1"' in line and line.endswith(" 2.0") for line in counted)
+
+
+def test_lines_for_machines() -> None:
+    def line(**fields: Any) -> Any:
+        record = logging.makeLogRecord({"name": "adapterhub.server", "levelname": "INFO", "msg": "a %s", **fields})
+        text = JsonLines().format(record)
+        assert "\n" not in text
+        return json.loads(text)
+
+    plain = line(args=("line\nbroken",))
+    assert (plain["message"], plain["level"], plain["logger"]) == ("a line\nbroken", "info", "adapterhub.server")
+    asked = line(request={"request_id": "x", "digest": "sha256:ab"})
+    assert (asked["request_id"], asked["digest"]) == ("x", "sha256:ab")
+    assert "message" not in asked
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        failed = line(args=("b",), exc_info=sys.exc_info())
+    assert "ValueError: wrong" in failed["exception"]
 
 
 def test_unknown_names_and_paths_add_no_series(fresh: Running) -> None:

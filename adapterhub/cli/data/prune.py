@@ -42,7 +42,7 @@ def prune(
     ] = "auto",
     floor: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Least rows of a class, as a part of what a random share leaves it.")
-    ] = 0.5,
+    ] = 1.0,
     force: Annotated[
         bool, typer.Option("--force", help="Keep hard rows first even where the labels look noisy.")
     ] = False,

@@ -69,7 +69,7 @@ def _print(found: Audit, out: Path | None) -> None:
 
     rows = [
         {
-            "row": each.where,
+            "line": each.where.rsplit(":", 1)[-1],
             "given": each.given,
             "suggested": each.suggested,
             "score": f"{each.score:+.3f}",
@@ -80,7 +80,7 @@ def _print(found: Audit, out: Path | None) -> None:
     ]
     title = f"{len(rows)} of {len(found.doubts)} doubtful labels in {found.rows} rows of {found.data}"
     if rows:
-        print_table(title, rows, ("row", "given", "suggested", "score", "why", "text"))
+        print_table(title, rows, ("line", "given", "suggested", "score", "why", "text"))
     else:
         say(f"no doubtful labels in {found.rows} rows of {found.data}")
     if found.twins:

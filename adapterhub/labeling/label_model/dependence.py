@@ -107,21 +107,6 @@ def measure_pairs(matrix: np.ndarray, balance: np.ndarray) -> Pairs:
     return Pairs(alike, excess, deviations > _DEVIATIONS, strength, strength + (1 - strength) * by_chance)
 
 
-def misfit(matrix: np.ndarray, balance: np.ndarray) -> float:
-    """Return how much of what pairs of voters have in common the one-number model leaves over, by what it explains.
-
-    0 where nothing is left beyond chance, as when voters are independent given the label; 0.1 to 1 for rules and
-    prompts that people write.
-    """
-    pairs = measure_pairs(matrix, balance)
-    apart = np.triu(pairs.alike != 0, 1)
-    if not apart.any():
-        return 0.0
-    explained = float(((pairs.alike - pairs.excess)[apart] ** 2).mean())
-    left = float((pairs.excess[apart] ** 2).mean()) - 1 / len(matrix)
-    return max(0.0, left) / max(explained, 1e-12)
-
-
 def _merged(matrix: np.ndarray, balance: np.ndarray, by_excess: bool) -> tuple[Clusters, float]:
     """Return the clusters of one way of merging, and minus the logarithm of how likely they are."""
     labels = len(balance)
@@ -169,7 +154,8 @@ def _strengths(shared: np.ndarray, information: np.ndarray) -> np.ndarray:
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Return above / below, 0 where below is 0."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return ratio
 
 
 def _blocks(values: np.ndarray, labels: int) -> np.ndarray:

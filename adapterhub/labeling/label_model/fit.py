@@ -12,7 +12,7 @@ from adapterhub.errors import UsageError
 from adapterhub.labeling.votes import NO_VOTE, Votes
 
 from .dawid_skene import Fitted, balance_of_majority, dawid_skene
-from .dependence import Clustering, cluster_votes, find_clusters, misfit
+from .dependence import Clustering, cluster_votes, find_clusters
 from .majority import majority, vote_counts
 from .metal import metal
 from .table import Patterns, patterns_of, posterior
@@ -20,8 +20,6 @@ from .table import Patterns, patterns_of, posterior
 ModelKind = Literal["majority", "dawid-skene", "metal"]
 MODELS: tuple[str, ...] = ("auto", "majority", "dawid-skene", "metal")
 GOLD = "gold"
-# A misfit from which on the tables are drawn to voters that are right 70% of the time with all the weight there is.
-_MISFIT = 0.1
 _TIE = 1e-9
 
 
@@ -49,7 +47,6 @@ class LabelFit:
     balance: np.ndarray
     balance_source: str
     clustering: Clustering
-    doubt: float
     gold: str | None
     fitted: Fitted | None
 
@@ -109,12 +106,10 @@ class _Answer:
 
 
 def _fit(votes: Votes, asked: _Question, model: str) -> LabelFit:
-    labels = len(votes.labels)
     clustering = find_clusters(asked.matrix, asked.prior)
     kind, why = _choice(model, asked.given is not None, clustering)
-    doubt = min(1.0, misfit(cluster_votes(asked.matrix, clustering.clusters, labels), asked.prior) / _MISFIT)
     patterns = patterns_of(np.column_stack([asked.matrix, asked.known]))
-    answer = _answer(asked, patterns, kind, clustering, doubt)
+    answer = _answer(asked, patterns, kind, clustering)
     probs = answer.probs[patterns.of_row]
     told = asked.known != NO_VOTE
     covered = (asked.matrix != NO_VOTE).any(axis=1) | told
@@ -134,7 +129,6 @@ def _fit(votes: Votes, asked: _Question, model: str) -> LabelFit:
         balance=answer.balance,
         balance_source=answer.source,
         clustering=_named(clustering, asked.columns),
-        doubt=doubt,
         gold=asked.trusted,
         fitted=answer.fitted,
     )
@@ -153,10 +147,13 @@ def accuracy_intervals(fit: LabelFit, resamples: int = 40, seed: int = 0) -> np.
     clustering = Clustering(clusters, clusters, doubtful=False)
     draw = np.random.default_rng(seed)
     found = []
+    heard = patterns.counts * patterns.covered
+    if not heard.any():
+        return np.full((len(fit.votes.voters), 2), np.nan)
     for _ in range(resamples):
-        counts = draw.multinomial(patterns.rows, patterns.counts / patterns.rows).astype(np.float64)
+        counts = draw.multinomial(int(heard.sum()), heard / heard.sum()).astype(np.float64)
         drawn = Patterns(patterns.votes, counts, patterns.of_row)
-        answer = _answer(asked, drawn, fit.model, clustering, fit.doubt)
+        answer = _answer(asked, drawn, fit.model, clustering)
         found.append(_accuracies(fit.votes, asked, answer.probs, drawn))
     drawn_accuracies = np.array(found)
     known = ~np.isnan(drawn_accuracies)
@@ -176,17 +173,17 @@ def _question(votes: Votes, trusted: str | None, given: np.ndarray | None) -> _Q
     return _Question(matrix, columns, known, given, prior, trusted)
 
 
-def _answer(asked: _Question, patterns: Patterns, kind: ModelKind, clustering: Clustering, doubt: float) -> _Answer:
+def _answer(asked: _Question, patterns: Patterns, kind: ModelKind, clustering: Clustering) -> _Answer:
     """Return what a model says of each pattern of the votes and, in the last column, of what is known."""
     matrix, known = patterns.votes[:, :-1], patterns.votes[:, -1]
     labels = len(asked.prior)
-    if kind == "majority":
+    if kind == "majority" or not (matrix != NO_VOTE).any():
         source = "majority vote" if asked.given is None else "given"
         answer = _Answer(majority(matrix, asked.prior), asked.prior, source, None)
     else:
         taken = cluster_votes(matrix, clustering.clusters, labels)
         heard = Patterns(taken, patterns.counts, patterns.of_row)
-        answer = _modelled(kind, heard, asked.given, known, labels, doubt)
+        answer = _modelled(kind, heard, asked.given, known, labels)
     probs = answer.probs
     probs[~(matrix != NO_VOTE).any(axis=1)] = answer.balance
     _side_with_unanimous(probs, matrix)
@@ -195,16 +192,14 @@ def _answer(asked: _Question, patterns: Patterns, kind: ModelKind, clustering: C
     return answer
 
 
-def _modelled(
-    kind: ModelKind, heard: Patterns, given: np.ndarray | None, known: np.ndarray, labels: int, doubt: float
-) -> _Answer:
+def _modelled(kind: ModelKind, heard: Patterns, given: np.ndarray | None, known: np.ndarray, labels: int) -> _Answer:
     source = "given" if given is not None else "estimated by Dawid-Skene"
     if kind == "metal" and given is not None:
-        fitted = metal(heard, given, doubt=doubt)
+        fitted = metal(heard, given)
     else:
-        fitted = dawid_skene(heard, labels, given, known=known, doubt=doubt)
+        fitted = dawid_skene(heard, labels, given, known=known)
         if kind == "metal":
-            fitted = metal(heard, fitted.balance, doubt=doubt)
+            fitted = metal(heard, fitted.balance)
     probs = posterior(heard.votes, fitted.balance, fitted.table, abstain=kind == "dawid-skene")
     return _Answer(probs, fitted.balance, source, fitted)
 

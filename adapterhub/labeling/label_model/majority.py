@@ -6,6 +6,17 @@ import numpy as np
 
 from adapterhub.labeling.votes import NO_VOTE
 
+# A voter that gives this share of all rows the same label says next to nothing.
+NEAR_CONSTANT = 0.9
+
+
+def near_constant(votes: np.ndarray, labels: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return which voters give the same label to nearly all rows, bool [voters]; `weights` [rows] count the rows."""
+    counted = np.ones(len(votes)) if weights is None else weights
+    most = [np.bincount(each + 1, counted, minlength=labels + 1)[1:].max() for each in votes.T]
+    constant: np.ndarray = np.array(most) >= NEAR_CONSTANT * counted.sum()
+    return constant
+
 
 def vote_counts(votes: np.ndarray, labels: int) -> np.ndarray:
     """Return how many voters [rows, voters] vote for each label: int64 [rows, labels]."""

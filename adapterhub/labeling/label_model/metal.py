@@ -7,9 +7,10 @@ y] = P(voter i says a | the label is y), it minimises
     |(O - mu P mu') off the voters' own blocks|^2 + |mu P 1 - diag O|^2 + pull |mu - mu0|^2
 
 where each row is in units of the square root of how often the vote is cast, so that rare votes count too, and mu0 are
-voters who are right 70% of the time. The pull is 1 / n, as weak as the data are many, and up to 1 more the less the
-voters look independent. It also decides where pairs cannot: for more than two labels they leave mu open up to a
-rotation. The minimum is run to from mu0 and nothing is drawn at random.
+voters who are right 70% of the time. The pull is 1 / n, as weak as the data are many, and for each voter s / (1 - s)
+more when it casts the part s of its votes where no other votes, since pairs know nothing of these. It also decides
+where pairs cannot: for more than two labels they leave mu open up to a rotation. The minimum is run to from mu0 and
+nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -20,16 +21,13 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment, minimize
 
 from .dawid_skene import Fitted
-from .table import LEAST, Patterns, cast_rates, expected_table, one_hot
+from .table import LEAST, PRIOR_ROWS, Patterns, cast_rates, expected_table, lone_shares, one_hot
 
 _MOST_STEPS = 5000
 
 
-def metal(patterns: Patterns, balance: np.ndarray, *, doubt: float = 0.0) -> Fitted:
-    """Return the tables that agree best with how often pairs of voters say the same; `balance` [labels] is kept.
-
-    `doubt` from 0 to 1 says how little the voters look independent.
-    """
+def metal(patterns: Patterns, balance: np.ndarray) -> Fitted:
+    """Return the tables that agree best with how often pairs of voters say the same; `balance` [labels] is kept."""
     labels, voters = len(balance), patterns.votes.shape[1]
     rows = float(patterns.counts.sum())
     votes = one_hot(patterns.votes, labels, abstain=False)
@@ -38,6 +36,7 @@ def metal(patterns: Patterns, balance: np.ndarray, *, doubt: float = 0.0) -> Fit
     live = np.flatnonzero(often.ravel() > 0)
     scale = np.sqrt(often.ravel()[live])
     owner = live // labels
+    lone, _ = lone_shares(patterns)
     start = _columns(expected_table(often, balance))[live]
     found = _minimised(
         together[np.ix_(live, live)] / np.outer(scale, scale),
@@ -45,13 +44,13 @@ def metal(patterns: Patterns, balance: np.ndarray, *, doubt: float = 0.0) -> Fit
         scale,
         balance,
         start / scale[:, None],
-        1 / rows + doubt,
+        1 / rows + (lone / (1 - lone))[owner][:, None],
     )
     mu = np.zeros((voters * labels, labels))
     mu[live] = found.x.reshape(len(live), labels) * scale[:, None]
     mu = _ordered(mu, balance)
-    # A vote that was never seen with a label is as rare as one row would be.
-    mu[live] = (rows * balance * mu[live] + often.ravel()[live, None]) / (rows * balance + 1)
+    # What was seen in few rows only is not certain, whatever the pairs say.
+    mu[live] = (rows * mu[live] + PRIOR_ROWS * start) / (rows + PRIOR_ROWS)
     table = np.zeros((voters, labels, labels + 1))
     table[:, :, :labels] = mu.reshape(voters, labels, labels).transpose(0, 2, 1)
     table /= np.maximum(table.sum(axis=2, keepdims=True), 1)
@@ -66,7 +65,7 @@ def _columns(table: np.ndarray) -> np.ndarray:
 
 
 def _minimised(
-    target: np.ndarray, off: np.ndarray, scale: np.ndarray, balance: np.ndarray, start: np.ndarray, pull: float
+    target: np.ndarray, off: np.ndarray, scale: np.ndarray, balance: np.ndarray, start: np.ndarray, pull: np.ndarray
 ) -> Any:
     shape = start.shape
 
@@ -75,7 +74,7 @@ def _minimised(
         apart = np.where(off, (nu * balance) @ nu.T - target, 0.0)
         marginal = nu @ balance - scale
         away = nu - start
-        value = (apart**2).sum() + (marginal**2).sum() + pull * (away**2).sum()
+        value = (apart**2).sum() + (marginal**2).sum() + (pull * away**2).sum()
         slope = 4 * apart @ (nu * balance) + 2 * np.outer(marginal, balance) + 2 * pull * away
         return float(value), slope.ravel()
 

@@ -15,8 +15,13 @@ from adapterhub.labeling.votes import NO_VOTE
 
 # How often a vote is right before anything is known of it.
 ACCURACY = 0.7
+# So many rows that belief is worth: few votes make nothing certain.
+PRIOR_ROWS = 10.0
 # No probability is less: its logarithm has to be finite.
 LEAST = 1e-9
+# A voter that is always alone is as one that hardly ever is not.
+_MOST_ALONE = 0.99
+_ROUNDS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,19 +33,10 @@ class Patterns:
     of_row: np.ndarray
 
     @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return len(self.of_row)
-
-    @property
     def covered(self) -> np.ndarray:
         """Whether any voter votes, bool [patterns]."""
         covered: np.ndarray = (self.votes != NO_VOTE).any(axis=1)
         return covered
-
-    def weighted(self, counts: np.ndarray) -> Patterns:
-        """Return the same patterns with other counts, those of a resample for instance."""
-        return Patterns(self.votes, counts, self.of_row)
 
 
 def patterns_of(matrix: np.ndarray) -> Patterns:
@@ -81,20 +77,41 @@ def normalised(logs: np.ndarray) -> np.ndarray:
 def expected_table(often: np.ndarray, balance: np.ndarray, accuracy: float = ACCURACY) -> np.ndarray:
     """Return the table of voters of which only is known how often they cast each vote, `often` [voters, labels].
 
-    A vote is right with probability `accuracy`; if it is wrong, the other labels are as likely as the balance has them.
+    A vote is right with probability `accuracy`, any other label being as likely as the balance has it. Where that does
+    not fit how often votes are cast and labels true, the nearest table with the same odds that does is taken, by
+    iterative proportional fitting (Deming and Stephan, Annals of Mathematical Statistics 11, 1940).
     """
     voters, labels = often.shape
-    true = np.outer(np.full(labels, 1 - accuracy), balance) / np.maximum(1 - balance, 1e-12)[:, None]  # [said, label]
+    true = np.outer(np.full(labels, 1 - accuracy), balance) / np.maximum(1 - balance, LEAST)[:, None]  # [said, label]
     np.fill_diagonal(true, accuracy)
-    cast = often[:, None, :] * (true / np.maximum(balance, 1e-12)[None, :]).T[None]
-    table = np.zeros((voters, labels, labels + 1))
-    table[:, :, :labels] = cast / np.maximum(cast.sum(axis=2, keepdims=True), 1)
-    table[:, :, labels] = np.maximum(1 - table.sum(axis=2), 0)
+    joint = np.zeros((voters, labels, labels + 1))  # [voter, label, said]
+    joint[:, :, :labels] = (often[:, :, None] * true).transpose(0, 2, 1)
+    silent = np.maximum(1 - often.sum(axis=1), 0)
+    left = balance[None, :] - joint.sum(axis=2)
+    joint[:, :, labels] = np.where(silent[:, None] > LEAST, np.maximum(left, 0.01 * silent[:, None] * balance), 0)
+    said = np.column_stack([often, silent])[:, None, :]
+    for _ in range(_ROUNDS):
+        joint *= balance[None, :, None] / np.maximum(joint.sum(axis=2, keepdims=True), 1e-300)
+        joint *= said / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)
+    table: np.ndarray = joint / np.maximum(joint.sum(axis=2, keepdims=True), 1e-300)
     return table
+
+
+def lone_shares(patterns: Patterns) -> tuple[np.ndarray, float]:
+    """Return which part of each voter's votes is cast where no other votes [voters], and that part of all covered rows.
+
+    Such votes are compared with nothing, so that no model can learn from them how good they are.
+    """
+    cast = patterns.votes != NO_VOTE
+    alone = cast & (cast.sum(axis=1) == 1)[:, None]
+    votes, lone = patterns.counts @ cast, patterns.counts @ alone
+    covered = float(patterns.counts @ patterns.covered)
+    shares = np.divide(lone, votes, out=np.zeros_like(votes), where=votes > 0)
+    return np.minimum(shares, _MOST_ALONE), min(float(lone.sum() / max(covered, 1.0)), _MOST_ALONE)
 
 
 def cast_rates(patterns: Patterns, labels: int) -> np.ndarray:
     """Return how often each voter casts each vote, a share of all rows [voters, labels]."""
     votes = one_hot(patterns.votes, labels, abstain=False)
-    often: np.ndarray = (votes.T @ patterns.counts) / patterns.counts.sum()
+    often: np.ndarray = (votes.T @ patterns.counts) / max(patterns.counts.sum(), 1.0)
     return often.reshape(-1, labels)

@@ -1,0 +1,41 @@
+"""`adapterhub label feedback`: what served answers should have been, as corrections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapterhub.cli.registry.tables import say
+from adapterhub.cli.shared import JsonOption, emit
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to the group."""
+    group.command("feedback")(feedback_command)
+
+
+def feedback_command(
+    feedback: Annotated[Path, typer.Argument(metavar="FEEDBACK", help="File that `serve --feedback` keeps.")],
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task whose answers are meant.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="File of corrections to add to.")],
+    json: JsonOption = False,
+) -> None:
+    """Turn a classification task's feedback into corrections; what the file says already is not said again.
+
+    A correction goes by the hash of its text, as rows without an id do: `labels.corrections` of a recipe takes it.
+    """
+    from adapterhub.data.feedback import read_feedback
+    from adapterhub.labeling.corrections import append_corrections, latest, read_corrections
+    from adapterhub.pipeline.feedback import as_corrections
+
+    known = latest(read_corrections(out)) if out.exists() else {}
+    found, skipped = as_corrections(read_feedback(feedback), task)
+    fresh = [each for each in found if each.id not in known or known[each.id].label != each.label]
+    append_corrections(out, fresh)
+    if json:
+        emit({"out": str(out), "added": len(fresh), "known": len(found) - len(fresh), "skipped": skipped})
+    for each in skipped:
+        say(f"skipped: {each}")
+    say(f"{len(fresh)} corrections added to {out}, {len(found) - len(fresh)} were there")

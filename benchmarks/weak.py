@@ -1,0 +1,214 @@
+"""From no labels to a specialist: rules and prompts, majority vote, label model, and the adapter they train.
+
+    python benchmarks/weak.py trec6 sst2 --rows 2000 --seeds 0 1 2 3 4 --out weak.jsonl
+
+Voters see `--rows` training rows without their labels; gold labels only measure. Rules stand in label_rules.py, prompts
+in voters/. For each task: every prompt under every calibration; majority vote and label model over rules, prompts and
+both, on training rows and on test rows; adapters (`--layers`) trained on the soft labels, and on `--gold` gold labels
+of the same rows and on all of them, over several seeds. A line of JSON a figure goes to --out, and lines that are there
+are not measured again, so it can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import label_rules
+import numpy as np
+from public import load
+from rich.console import Console
+
+from adapterhub import AdapterHub
+from adapterhub.cli.train_progress import progress_for
+from adapterhub.data.example import Example
+from adapterhub.data.files import read_examples
+from adapterhub.labeling.label_model import fit_votes
+from adapterhub.labeling.prompts import PromptVoter, read_voters
+from adapterhub.labeling.votes import NO_VOTE, Votes
+from adapterhub.pipeline.build import build
+from adapterhub.pipeline.voters import cast_votes
+from adapterhub.recipe import Recipe
+from adapterhub.registry.store import Registry
+
+RULES = {"trec6": label_rules.TREC6, "sst2": label_rules.SST2}
+CALIBRATIONS = ("none", "content-free", "batch")
+
+
+class Log:
+    """Figures by what they are of; each is on the disk when it is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known = {self._key(json.loads(line)): json.loads(line) for line in lines}
+
+    def has(self, **what: Any) -> bool:
+        """Say whether a figure is known."""
+        return self._key(what) in self._known
+
+    def add(self, figures: dict[str, Any], **what: Any) -> None:
+        """Keep a figure and print it."""
+        line = {**what, **figures}
+        self._known[self._key(what)] = line
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    @staticmethod
+    def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(str(line.get(name)) for name in ("task", "part", "name", "seed"))
+
+
+def draw(examples: Sequence[Example], count: int) -> list[Example]:
+    """Return so many rows, always the same ones."""
+    return random.Random(0).sample(list(examples), min(count, len(examples)))
+
+
+def bare(row: Example) -> Example:
+    """Return the row without its label."""
+    return Example(row.id, {"text": row.text}, where=row.where)
+
+
+def accuracy(said: Sequence[str | None], gold: Sequence[str]) -> dict[str, float]:
+    """Return the share of rows with a vote, and of these, and of all, that are right."""
+    cast = [(s, g) for s, g in zip(said, gold, strict=True) if s is not None]
+    right = sum(s == g for s, g in cast)
+    return {"coverage": len(cast) / len(gold), "precision": right / max(1, len(cast)), "accuracy": right / len(gold)}
+
+
+def aggregate(log: Log, task: str, split: str, name: str, votes: Votes, gold: Sequence[str]) -> None:
+    """Measure majority vote and the label model on these votes."""
+    for model in ("majority", "auto"):
+        if log.has(task=task, part=f"{model} {split}", name=name):
+            continue
+        fit = fit_votes(votes, model)
+        best = [votes.labels[each] for each in fit.best]
+        right = [b == g for b, g in zip(best, gold, strict=True)]
+        covered = fit.covered
+        figures = {
+            "accuracy": float(np.mean(right)),
+            "coverage": float(covered.mean()),
+            "on_covered": float(np.mean([r for r, c in zip(right, covered, strict=True) if c])),
+            "model": fit.model,
+            "differs": float(fit.differs.mean()),
+            "merged": fit.merged,
+        }
+        log.add(figures, task=task, part=f"{model} {split}", name=name)
+
+
+def vote(
+    task: str, log: Log, rows: dict[str, list[Example]], hub: AdapterHub
+) -> dict[str, dict[str, list[str | None]]]:
+    """Return the columns of all voters by split, after each prompt was measured under each calibration."""
+    found: dict[str, dict[str, list[str | None]]] = {}
+    for split, examples in rows.items():
+        gold = [str(row.label) for row in examples]
+        found[split] = label_rules.votes(RULES[task], [row.text for row in examples])
+        for name, column in found[split].items():
+            if not log.has(task=task, part=f"rule {split}", name=name):
+                log.add(accuracy(column, gold), task=task, part=f"rule {split}", name=name)
+        for voter in read_voters(Path(__file__).parent / "voters" / f"{task}.yaml").voters:
+            assert isinstance(voter, PromptVoter)
+            for calibration in CALIBRATIONS:
+                asked = voter.model_copy(update={"calibration": calibration})
+                started = time.monotonic()
+                cast = cast_votes(asked, [bare(row) for row in examples], hub)
+                seconds = time.monotonic() - started
+                if not log.has(task=task, part=f"{calibration} {split}", name=voter.name):
+                    told = {**accuracy(cast.votes, gold), "asked": cast.asked, "seconds": round(seconds, 2)}
+                    log.add(told, task=task, part=f"{calibration} {split}", name=voter.name)
+            found[split][voter.name] = list(cast.votes)  # the last calibration: what a voter has by default
+    return found
+
+
+def write(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def soft_rows(examples: Sequence[Example], votes: Votes) -> Iterator[dict[str, Any]]:
+    """Yield covered rows with the label model's probabilities."""
+    fit = fit_votes(votes, "auto")
+    for place, row in enumerate(examples):
+        if fit.covered[place]:
+            probs = dict(zip(votes.labels, map(float, fit.probs[place]), strict=True))
+            yield {"text": row.text, "label": votes.labels[fit.best[place]], "probs": probs}
+
+
+def train(log: Log, task: str, part: str, seed: int, folder: Path, recipe: Recipe) -> None:
+    """Train one adapter and measure it on the test rows."""
+    started = time.monotonic()
+    result = build(recipe, Registry(folder / "registry"), progress_for(Console(stderr=True)))
+    told = {name: metric.to_record() for name, metric in result.metrics.items()}
+    log.add({**told["accuracy"], "seconds": round(time.monotonic() - started)}, task=task, part=part, seed=seed)
+
+
+def adapters(log: Log, task: str, train_rows: list[Example], votes: Votes, test: Path, options: Any) -> None:
+    """Train on soft labels and on gold ones."""
+    common = [f"lora.layers={options.layers}", f"data.test={test}", "data.validation=null"]
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            parts = {"adapter on soft labels": soft_rows(train_rows, votes)}
+            order = random.Random(seed).sample(train_rows, len(train_rows))
+            for count in (*options.gold, len(train_rows)):
+                parts[f"adapter on {count} gold"] = ({"text": r.text, "label": r.label} for r in order[:count])
+            for part, rows in parts.items():
+                if log.has(task=task, part=part, seed=seed):
+                    continue
+                file = write(folder / "train.jsonl", rows)
+                # Few rows are passed over more often, so that no size is cut short.
+                steps = max(120, 3 * len(train_rows) // 32) if "gold" in part else 3 * len(train_rows) // 32
+                more = [f"data.train={file}", f"training.seed={seed}", f"training.steps={steps}"]
+                train(log, task, part, seed, folder, load(task, [*common, *more]))
+
+
+def main() -> None:
+    """Read the options and do what they say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", nargs="*", default=["trec6", "sst2"])
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--test-rows", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--gold", type=int, nargs="+", default=[50, 100, 200, 400, 800])
+    parser.add_argument("--layers", default="top-8")
+    parser.add_argument("--no-adapters", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("weak.jsonl"))
+    options = parser.parse_args()
+    log = Log(options.out)
+    for task in options.tasks:
+        recipe = load(task, [])
+        assert recipe.data.test is not None
+        sources = {"train": (recipe.data.train, options.rows), "test": (recipe.data.test, options.test_rows)}
+        rows = {
+            split: draw(list(read_examples(recipe.resolve(source), "classification")), count)
+            for split, (source, count) in sources.items()
+        }
+        labels = sorted({str(row.label) for row in rows["train"]})
+        with AdapterHub(recipe.base_name, registry=tempfile.gettempdir()) as hub:
+            columns = vote(task, log, rows, hub)
+        votes: dict[str, Votes] = {}
+        for split, found in columns.items():
+            gold = [str(row.label) for row in rows[split]]
+            ids = [row.id for row in rows[split]]
+            rules = {name: column for name, column in found.items() if name in RULES[task]}
+            prompts = {name: column for name, column in found.items() if name not in RULES[task]}
+            for name, chosen in (("rules", rules), ("prompts", prompts), ("both", found)):
+                aggregate(log, task, split, name, Votes.of(chosen, ids, labels), gold)
+            votes[split] = Votes.of(found, ids, labels)
+            assert (votes[split].matrix >= NO_VOTE).all()
+        if not options.no_adapters:
+            with tempfile.TemporaryDirectory() as scratch:
+                told = ({"text": row.text, "label": row.label} for row in rows["test"])
+                adapters(log, task, rows["train"], votes["train"], write(Path(scratch) / "test.jsonl", told), options)
+
+
+if __name__ == "__main__":
+    main()
