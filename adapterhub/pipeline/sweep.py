@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.curation.nested import nested_order
 from adapterhub.data.example import Example
 from adapterhub.errors import AdapterHubError, ConfigError, UsageError
 from adapterhub.folders import cache_root
@@ -269,15 +270,8 @@ def _result(prepared: Prepared, trials: Sequence[Trial], rows: tuple[int, ...], 
 
 
 def _nested(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Return the rows in an order whose beginnings are the smaller budgets: drawn by a hash, labels taken in turn."""
-    drawn = sorted(examples, key=lambda each: hashlib.sha256(f"{seed}/{each.id}".encode()).digest())
-    queues: dict[Any, list[Example]] = {}
-    for example in drawn:
-        queues.setdefault(example.label, []).append(example)
-    total = len(drawn)
-    # Each label's rows are spread evenly over the order, so that every beginning has the labels as all rows have them.
-    places = [((i + 0.5) / len(rows), example) for rows in queues.values() for i, example in enumerate(rows) if total]
-    return [example for _, example in sorted(places, key=lambda pair: pair[0])]
+    """Return the rows in an order whose beginnings are the smaller budgets."""
+    return [examples[row] for row in nested_order([e.id for e in examples], [e.label for e in examples], seed)]
 
 
 def as_overrides(settings: Settings) -> list[str]:

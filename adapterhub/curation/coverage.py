@@ -1,0 +1,117 @@
+"""Coverage of concepts: how often each label occurs among the training rows, and how accuracy follows the count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .ladder import Ladder
+from .learning_curve import LEAST_SIZES, Curve, fit_curves
+
+# A label is rare where it has less than this part of the rows that a label needs.
+_RARE = 0.5
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """A label: its training rows, how many rows measure it, and its accuracy (None where no row measures it)."""
+
+    label: str
+    train: int
+    measured: int
+    accuracy: float | None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON record."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Labels from the rarest on, and how accuracy follows the count over all labels and sizes.
+
+    `per_doubling` is by how much accuracy rises where a label has twice the rows, by a straight line in the logarithm
+    of the count; `correlation` is that of the two, None where nothing varies. `needed` is how many rows a label takes
+    for `target` by the curve through all of them, None where the curve does not get there.
+    """
+
+    labels: tuple[LabelCount, ...]
+    target: float
+    per_doubling: float | None
+    correlation: float | None
+    needed: int | None
+
+    def rare(self) -> list[tuple[LabelCount, int]]:
+        """Return labels that have less than half of the rows needed, each with how many it lacks."""
+        if self.needed is None:
+            return []
+        return [(each, self.needed - each.train) for each in self.labels if each.train < _RARE * self.needed]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON record."""
+        rare = [{"label": each.label, "train": each.train, "lacks": lacks} for each, lacks in self.rare()]
+        return {
+            "labels": [each.to_record() for each in self.labels],
+            "target": self.target,
+            "per_doubling": self.per_doubling,
+            "correlation": self.correlation,
+            "needed": self.needed,
+            "rare": rare,
+        }
+
+
+def cover(
+    names: Sequence[str], counts: np.ndarray, gold: np.ndarray, ladder: Ladder, target: float | None = None
+) -> Coverage:
+    """Return the coverage of labels; `target` None is the accuracy over all labels on the largest size.
+
+    `counts` int [sizes, labels]: how many training rows of each label there are on each rung, on average over seeds.
+    `gold` int [rows]: the label of each test row.
+    """
+    measured = np.bincount(gold, minlength=len(names))
+    errors = np.full(counts.shape, np.nan)
+    for label in np.flatnonzero(measured):
+        errors[:, label] = ladder.rows(gold == label).errors
+    goal = 1 - float(ladder.errors[-1]) if target is None else target
+    found = [
+        LabelCount(name, round(float(counts[-1, i])), int(measured[i]), None if not measured[i] else 1 - errors[-1, i])
+        for i, name in enumerate(names)
+    ]
+    found.sort(key=lambda each: (each.train, each.label))
+    known = (counts > 0) & ~np.isnan(errors)
+    at, wrong, weight = counts[known], errors[known], np.broadcast_to(measured, counts.shape)[known]
+    slope, correlation = _line(np.log2(at), 1 - wrong, weight)
+    needed = _rows_for(1 - goal, at, wrong, weight)
+    return Coverage(tuple(found), goal, slope, correlation, needed)
+
+
+def _line(at: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float | None, float | None]:
+    """Return slope and correlation of values against places, weighted; None where one does not vary."""
+    if not len(at):
+        return None, None
+    left, up = at - np.average(at, weights=weight), value - np.average(value, weights=weight)
+    width, height = float(weight @ left**2), float(weight @ up**2)
+    both = float(weight @ (left * up))
+    if width < 1e-12:
+        return None, None
+    return both / width, both / float(np.sqrt(width * height)) if height > 1e-12 else None
+
+
+def _rows_for(error: float, at: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> int | None:
+    """Return how many rows a label takes until its error is no more than this, by a curve through means of counts.
+
+    Counts alike within a factor of the root of two are taken together, since one label's accuracy says little.
+    """
+    bins = np.round(2 * np.log2(at)).astype(int) if len(at) else np.empty(0, int)
+    groups = [bins == each for each in np.unique(bins)]
+    if len(groups) < LEAST_SIZES:
+        return None
+    sizes = np.array([np.average(at[each], weights=weight[each]) for each in groups])
+    errors = np.array([[np.average(wrong[each], weights=weight[each]) for each in groups]])
+    weights = np.array([weight[each].sum() for each in groups], dtype=float)
+    curve: Curve = fit_curves(sizes, errors, weights).one()
+    places = np.arange(1, int(curve.limit) + 1)
+    return next((int(rows) for rows in places if curve.at(float(rows)) <= error), None)
