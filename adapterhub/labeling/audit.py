@@ -1,6 +1,6 @@
 """Label errors by confident learning (Northcutt, Jiang and Chuang 2021): which given labels the rest of the data doubt.
 
-What is found is a queue for people, never a reason to drop rows: in public sets only about half of it were errors.
+What is found is a queue for people, never a reason to drop rows: much of it is right as it is.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def audit_command(
     """List rows whose label is likely wrong, the most suspicious first, each with a better one.
 
     Cheap heads judge rows that they did not see (confident learning). Rows that say nearly the same under different
-    labels are listed too. It is a queue for people: about half of such rows are right as they are.
+    labels are listed too. It is a queue for people: many of such rows are right as they are.
     """
     from adapterhub.base.source import open_base
     from adapterhub.pipeline.audit import audit, write_queue
