@@ -86,7 +86,7 @@ def gather(
     store = registry if registry is not None else Registry(Registry.locate())
     for source in sources:
         if source.suffix == ".py":
-            _functions(found, source, examples, labels, store, processes, progress, watch)
+            _functions(found, source, examples, labels, base, store, processes, progress, watch)
         elif source.suffix == ".csv":
             _file(found, source, examples)
         else:
@@ -100,6 +100,7 @@ def _functions(
     source: Path,
     examples: Sequence[Example],
     labels: Sequence[str],
+    base: str | None,
     registry: Registry,
     processes: int,
     progress: Progress | None,
@@ -116,7 +117,7 @@ def _functions(
         examples,
         labels=labels,
         processes=processes,
-        models=OwnModels(registry, progress),
+        models=OwnModels(registry, progress, base),
         advance=watch(source.name, len(examples) * len(rules.functions)),
     )
     for report in applied.reports:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class OwnModels:
     """What labelling functions may ask: versions of the registry, and features of bases."""
 
-    def __init__(self, registry: Registry | None, progress: Progress | None = None) -> None:
-        """Look versions up in `registry`, else in the usual one."""
+    def __init__(self, registry: Registry | None, progress: Progress | None = None, base: str | None = None) -> None:
+        """Look versions up in `registry`, else in the usual one; those made on `base` answer on that."""
         self._registry, self._progress = registry, progress
+        self._named = [] if base is None else [base]
 
     def identity(self, kind: str, name: str) -> str:
         """Return the digest of a version or the fingerprint of a base; raises RefNotFound, BaseNotFound."""
@@ -37,7 +38,7 @@ class OwnModels:
         version = self._versions().resolve(ref)
         if (kind := version.spec().kind) != "classification":
             raise UsageError(f"{ref!r} is a {kind} task; only a classification can vote for a label")
-        with AdapterHub(Bases(progress=self._progress).of(version), self._versions()) as hub:
+        with AdapterHub(Bases(self._named, self._progress).of(version), self._versions()) as hub:
             return [likeliest(each) for each in hub.predict(ref, list(texts))]
 
     def features(self, base: str, texts: Sequence[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from adapterhub.errors import FileMissing, UsageError
 from adapterhub.labeling.lineage import read_lineage
 from adapterhub.labeling.votes import read_votes
 from adapterhub.pipeline.build import build
-from adapterhub.pipeline.vote import OwnModels
+from adapterhub.pipeline.own_models import OwnModels
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
 from tests.pipeline.toys import write_recipe
@@ -51,7 +51,7 @@ def test_votes_lineage_and_what_people_see(folder: Path) -> None:
     result = invoke(folder)
     assert (result.exit_code, result.stdout) == (0, "")
     assert (folder / "v.csv").read_text() == "id,greets,half\na,hello,short\nb,hello,\n"
-    for words in ("2 functions on 2 rows", "half (rules.py:6): ValueError: [too] long (1 rows, first", "rows.jsonl:2"):
+    for words in ("2 voters on 2 rows", "half (rules.py:6): ValueError: [too] long (1 rows, first", "rows.jsonl:2"):
         assert words in result.stderr
     record = read_lineage(folder / "v.csv")
     assert record is not None
@@ -124,9 +124,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_rules_may_ask_published_versions_and_bases(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_may_ask_published_versions_and_bases(world: Path) -> None:
     # A version made on a folder names it as local, which only whoever has it can open.
-    monkeypatch.setattr("adapterhub.pipeline.vote.Bases", lambda **_: _Here(world / "base"))
+    named = ("--registry", str(world / "registry"), "--base", str(world / "base"), "--json")
     rows = [json.loads(line) for line in (world / "test.jsonl").read_text().splitlines()]
     labelled = [(row["text"], row["label"]) for row in rows[:5]]
     (world / "rules.py").write_text(
@@ -134,27 +134,35 @@ def test_rules_may_ask_published_versions_and_bases(world: Path, monkeypatch: py
         "toy = model('toy')\n"
         f"near = nearest({labelled!r}, base={str(world / 'base')!r}, count=1)\n"
     )
-    result = invoke(world, "--registry", str(world / "registry"), "--json", data="test.jsonl")
+    result = invoke(world, *named, data="test.jsonl")
     assert result.exit_code == 0, result.output
     toy, near = json.loads(result.stdout)["functions"]
     assert (toy["errors"], near["errors"]) == (0, 0)
     votes = read_votes(world / "v.csv")
     assert votes.column("near")[:5] == [label for _, label in labelled]
     assert None not in votes.column("toy")
-    again = json.loads(invoke(world, "--registry", str(world / "registry"), "--json", data="test.jsonl").stdout)
+    again = json.loads(invoke(world, *named, data="test.jsonl").stdout)
     assert [each["cached"] for each in again["functions"]] == [len(rows), len(rows)]
+
+
+def test_prompts_vote_beside_rules_and_are_asked_once(world: Path) -> None:
+    (world / "rules.py").write_text("from adapterhub.labeling import pattern\nred = pattern('red', 'x')\n")
+    (world / "prompts.yaml").write_text(
+        "voters: [{name: prompt, prompt: '{text} is', words: {red: ' red', blue: ' blue'}}]\n"
+    )
+    named = ("--base", str(world / "base"), "--json")
+    first, again = (
+        json.loads(invoke(world, str(world / "prompts.yaml"), *named, data="test.jsonl").stdout) for _ in range(2)
+    )
+    rows = first["rows"]
+    assert (first["models"][0]["asked"], again["models"][0]["asked"]) == (rows, 0)
+    assert read_votes(world / "v.csv").voters == ("red", "prompt")
+    record = read_lineage(world / "v.csv")
+    assert record is not None
+    assert record["voters"]["prompt"]["kind"] == "prompt"
+    assert record["voters"]["prompt"]["fingerprint"].startswith("sha256:")
 
 
 def test_only_classifications_vote() -> None:
     with pytest.raises(UsageError, match="'order-fields' is a generation task"):
         OwnModels(Registry(ROOT / "registry")).predict("order-fields", ["a text"])
-
-
-class _Here:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def of(self, version: object) -> object:
-        from adapterhub.base.source import open_base
-
-        return open_base(str(self.folder))

@@ -42,7 +42,8 @@ def apply_command(
         int, typer.Option("--processes", min=0, help="How many at once; 0 is one for each core this process may use.")
     ] = 0,
     base: Annotated[
-        str | None, typer.Option("--base", help="Base that prompts are asked on whose file names none.")
+        str | None,
+        typer.Option("--base", help="Base to ask; else the one that a file of prompts, or a version, names."),
     ] = None,
     registry: RegistryOption = None,
     json: JsonOption = False,
