@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -160,12 +160,6 @@ class FeatureStore:
             if same.size:
                 places[row] = self._order[left[row] + same[0]]
         return places
-
-
-def in_chunks(features: np.ndarray, rows: int = 65_536) -> Iterator[np.ndarray]:
-    """Yield features [rows, dim] part by part, so that a memory-mapped array need not fit into memory."""
-    for start in range(0, len(features), rows):
-        yield np.asarray(features[start : start + rows])
 
 
 def _key(text: str) -> bytes:

@@ -21,7 +21,7 @@ def directions(features: np.ndarray) -> np.ndarray:
     return found
 
 
-def parts(rows: int, size: int = 65_536) -> Iterator[slice]:
+def parts(rows: int, size: int = 16_384) -> Iterator[slice]:
     """Yield the slices of so many rows."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 

@@ -69,7 +69,7 @@ def _doubt(pool: np.ndarray, known: np.ndarray, labels: np.ndarray) -> np.ndarra
     mean, spread = moments(pool)
     head = fit_head((np.asarray(known) - mean) / spread, labels)
     found = np.empty(len(pool))
-    for part in parts(len(pool), 16_384):
+    for part in parts(len(pool)):
         likely = np.sort(head_probabilities(head, (pool[part] - mean) / spread, int(labels.max()) + 1), axis=1)
         found[part] = likely[:, -2] - likely[:, -1]
     return found
@@ -108,7 +108,7 @@ def _spread(pool: np.ndarray, budget: int, known: np.ndarray, seed: int) -> np.n
 
 def _nearer(far: np.ndarray, pool: np.ndarray, points: np.ndarray) -> None:
     """Lower `far` [rows] to the squared distance of the pool's directions to the nearest of `points` [k, dim]."""
-    for part in parts(len(pool), 16_384):
+    for part in parts(len(pool)):
         cosine = (directions(pool[part]) @ points.T).max(axis=1)
         far[part] = np.minimum(far[part], np.maximum(2.0 - 2.0 * cosine, 0.0))
 
@@ -138,7 +138,7 @@ def _typical(pool: np.ndarray, budget: int, known: np.ndarray, seed: int) -> np.
 
 
 def _nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    found = [(directions(rows[part]) @ directions(centres).T).argmax(axis=1) for part in parts(len(rows), 16_384)]
+    found = [(directions(rows[part]) @ directions(centres).T).argmax(axis=1) for part in parts(len(rows))]
     return np.concatenate(found)
 
 

@@ -180,6 +180,7 @@ def test_hard_rows_first_is_refused_and_can_be_forced(base: str) -> None:
     assert isinstance(refused(*arguments), DataError)
     assert not Path("kept.jsonl").exists()
     assert record(*arguments, "--force")["kept"] == 30
+    assert "WARNING: a random share does better here than hard" in run(*arguments, "--force").stderr
 
 
 def test_select(base: str) -> None:

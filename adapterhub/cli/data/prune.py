@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from adapterhub.curation.prune import Plan
 
 
+# By how much a metric must be behind a random share for people to be warned.
+_WORSE = 0.01
+
+
 def register(group: typer.Typer) -> None:
     """Add the command to the group."""
     group.command("prune")(prune)
@@ -84,3 +88,5 @@ def _tell(plan: Plan) -> None:
     if accuracy := plan.accuracy():
         tried = ", ".join(f"{metric} {value:.1%}" for metric, value in accuracy.items())
         say(f"accuracy of heads on held-out rows after keeping as much: {tried}")
+        if accuracy.get(plan.metric, 1.0) < accuracy["random"] - _WORSE:
+            say(f"WARNING: a random share does better here than {plan.metric}; name --by auto or random")
