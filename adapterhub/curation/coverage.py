@@ -11,7 +11,7 @@ import numpy as np
 from .ladder import Ladder
 from .learning_curve import LEAST_SIZES, Curve, fit_curves
 
-# A label is rare where it has less than this part of the rows that a label needs.
+# A label is rare where it has less than this part of the rows that labels need.
 _RARE = 0.5
 
 
@@ -35,7 +35,8 @@ class Coverage:
 
     `per_doubling` is by how much accuracy rises where a label has twice the rows, by a straight line in the logarithm
     of the count; `correlation` is that of the two, None where nothing varies. `needed` is how many rows a label takes
-    for `target` by the curve through all of them, None where the curve does not get there.
+    for `target` by the curve through all of them, None where the curve does not get there. `usual` is how many the
+    median label has.
     """
 
     labels: tuple[LabelCount, ...]
@@ -43,12 +44,15 @@ class Coverage:
     per_doubling: float | None
     correlation: float | None
     needed: int | None
+    usual: int
 
     def rare(self) -> list[tuple[LabelCount, int]]:
-        """Return labels that have less than half of the rows needed, each with how many it lacks."""
-        if self.needed is None:
-            return []
-        return [(each, self.needed - each.train) for each in self.labels if each.train < _RARE * self.needed]
+        """Return labels that have less than half of the rows needed, each with how many it lacks.
+
+        Where it is not known what is needed, of those that the median label has.
+        """
+        goal = self.usual if self.needed is None else self.needed
+        return [(each, goal - each.train) for each in self.labels if each.train < _RARE * goal]
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON record."""
@@ -59,6 +63,7 @@ class Coverage:
             "per_doubling": self.per_doubling,
             "correlation": self.correlation,
             "needed": self.needed,
+            "usual": self.usual,
             "rare": rare,
         }
 
@@ -85,7 +90,8 @@ def cover(
     at, wrong, weight = counts[known], errors[known], np.broadcast_to(measured, counts.shape)[known]
     slope, correlation = _line(np.log2(at), 1 - wrong, weight)
     needed = _rows_for(1 - goal, at, wrong, weight)
-    return Coverage(tuple(found), goal, slope, correlation, needed)
+    usual = round(float(np.median(counts[-1])))
+    return Coverage(tuple(found), goal, slope, correlation, needed, usual)
 
 
 def _line(at: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float | None, float | None]:

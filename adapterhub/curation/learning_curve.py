@@ -50,8 +50,8 @@ class Curve:
                 f"a curve cannot be asked for {rows:,.0f} rows: it is good from 1 to {self.limit:,.0f}, {REACH} times "
                 "the most that were measured; measure on more rows first"
             )
-        alone = Curves(self.form, np.array([self.a]), np.array([self.b]), np.array([self.c]), self.limit)
-        return float(alone.at(rows)[0])
+        a, b, c = np.array([[self.a], [self.b], [self.c]])
+        return float(Curves(self.form, a, b, c, self.limit).at(rows)[0])
 
     def __str__(self) -> str:
         """Return the curve with its numbers."""

@@ -80,15 +80,22 @@ def test_what_is_said_of_a_target() -> None:
     assert "is reached with 50 rows" in _needed(Need(0.05, "reached", 50, 40, 60), 400)
     told = _needed(Need(0.05, "reachable", 150, 120, None), 400)
     assert "95.0% takes about 150 rows, between 120 and more than that (beyond 400 nothing is said)" in told
-    assert "perhaps reached, between 300 and" in _needed(Need(0.05, "perhaps", None, 300, None), 400)
+    assert "perhaps reached, from 300 rows on at best" in _needed(Need(0.05, "perhaps", None, 300, None), 400)
     assert "not reachable by data alone" in _needed(Need(0.05, "not reachable by data alone", None, None, None), 400)
 
 
 def test_what_is_said_of_labels() -> None:
     labels = tuple(LabelCount(f"l{place}", place, 9, 0.5) for place in range(8))
-    told = _coverage(Coverage(labels, 0.9, 0.021, 0.8, 100)).splitlines()
+    told = _coverage(Coverage(labels, 0.9, 0.021, 0.8, 100, 4)).splitlines()
     assert told[0] == "twice the rows of a label: +2.1 points of its accuracy, on average"
-    assert told[1] == "a label needs about 100 rows for 90.0%; 8 have not even half"
-    assert told[2] == "  l0: 0 rows, 100 too few"
+    assert told[1] == "a label needs about 100 rows for 90.0%"
+    assert told[2] == "8 of 8 labels have not even half of that"
+    assert told[3] == "  l0: 0 rows, 100 too few"
     assert told[-1] == "  and 3 more, see --json"
-    assert _coverage(Coverage(labels, 0.9, None, None, None)).startswith("no number of rows")
+    told = _coverage(Coverage(labels, 0.9, None, None, None, 4)).splitlines()
+    assert told == [
+        "the curve over all labels does not reach 90.0%; half of them have 4 rows or more",
+        "2 of 8 labels have not even half of that",
+        "  l0: 0 rows, 4 too few",
+        "  l1: 1 rows, 3 too few",
+    ]

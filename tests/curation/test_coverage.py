@@ -53,7 +53,9 @@ def test_without_a_target_a_label_shall_be_as_good_as_all_are() -> None:
 def test_what_cannot_be_said() -> None:
     counts, gold, ladder = given()
     far = cover(NAMES, counts, gold, ladder, 0.9999)
-    assert (far.needed, far.rare(), far.to_record()["rare"]) == (None, [], [])
+    assert (far.needed, far.usual) == (None, 48)
+    # By what the median label has.
+    assert [(each.label, lack) for each, lack in far.rare()] == [("never", 48)]
     alike = cover(("a",), np.full((4, 1), 8.0), np.zeros(1200, int), ladder)
     assert (alike.per_doubling, alike.correlation, alike.needed) == (None, None, None)
     none = cover(("a",), np.zeros((4, 1)), np.zeros(1200, int), ladder)

@@ -118,18 +118,22 @@ def _numbers(sizes: str | None) -> tuple[int, ...] | None:
 
 @contextmanager
 def _bars() -> Iterator[Watch]:
-    """Yield what hears how far something is; people see a bar for each."""
+    """Yield what hears how far something is; people see a bar for each, and none before the first is told of."""
     from rich.progress import Progress
 
-    with Progress(console=console(), transient=True) as bars:
-        known: dict[str, Any] = {}
+    bars = Progress(console=console(), transient=True)
+    known: dict[str, Any] = {}
 
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bars.add_task(what, total=total)
-            bars.update(known[what], completed=done)
+    def watch(what: str, done: int, total: int) -> None:
+        if what not in known:
+            bars.start()
+            known[what] = bars.add_task(what, total=total)
+        bars.update(known[what], completed=done)
 
+    try:
         yield watch
+    finally:
+        bars.stop()
 
 
 def _tell(found: TaskForecast) -> None:
@@ -188,7 +192,10 @@ def _needed(need: Need, limit: int) -> str:
     if need.answer == "reachable":
         return f"{goal} takes about {need.rows:,} rows, {between}"
     if need.answer == "perhaps":
-        return f"{goal} is perhaps reached, {between}; the curve itself does not get there"
+        return (
+            f"{goal} is perhaps reached, from {_rows(need.low)} rows on at best; the curve does not get there with "
+            f"{limit:,}, beyond which nothing is said"
+        )
     return f"{goal} is not reachable by data alone, as far as four times the rows: change features, base or labels"
 
 
@@ -213,12 +220,14 @@ def _coverage(coverage: Coverage) -> str:
     if coverage.per_doubling is not None:
         told.append(f"twice the rows of a label: {100 * coverage.per_doubling:+.1f} points of its accuracy, on average")
     if coverage.needed is None:
-        told.append(f"no number of rows a label brings {coverage.target:.1%} by the curve over all labels")
-        return "\n".join(told)
+        told.append(
+            f"the curve over all labels does not reach {coverage.target:.1%}; "
+            f"half of them have {coverage.usual:,} rows or more"
+        )
+    else:
+        told.append(f"a label needs about {coverage.needed:,} rows for {coverage.target:.1%}")
     rare = coverage.rare()
-    told.append(
-        f"a label needs about {coverage.needed:,} rows for {coverage.target:.1%}; {len(rare)} have not even half"
-    )
+    told.append(f"{len(rare)} of {len(coverage.labels)} labels have not even half of that")
     told += [f"  {each.label}: {each.train:,} rows, {lacks:,} too few" for each, lacks in rare[:_SHOWN]]
     if len(rare) > _SHOWN:
         told.append(f"  and {len(rare) - _SHOWN} more, see --json")
