@@ -16,7 +16,7 @@ from adapterhub.registry.store import Registry
 
 from .measure import completion_limits, gold_answers, gold_of, likeliest
 from .prepare import Prepared
-from .rungs import Outcomes, Rung
+from .rungs import Outcomes, Rung, Watch
 
 if TYPE_CHECKING:
     from adapterhub.runtime.hub import AdapterHub
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _AT_ONCE = 4
 
 
-def climb(prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress) -> None:
+def climb(
+    prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress, watch: Watch
+) -> None:
     """Have the outcome of each rung, by its key, in `folder`; trained adapters lie there until they are measured.
 
     Raises what training and answering raise; what was trained before is kept.
@@ -37,7 +39,7 @@ def climb(prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry:
     if left:
         _train(prepared, left, folder, progress)
     if missing:
-        _measure(prepared, missing, folder, registry, progress)
+        _measure(prepared, missing, folder, registry, progress, watch)
 
 
 def _train(prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, progress: Progress) -> None:
@@ -69,14 +71,15 @@ def _job(prepared: Prepared, rung: Rung) -> TrainingJob:
 
 
 def _measure(
-    prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress
+    prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress, watch: Watch
 ) -> None:
     from adapterhub.runtime.hub import AdapterHub
 
     name, rows = prepared.splits.measured
     progress.stage(f"{prepared.recipe.task}: {len(rungs)} adapters on {len(rows)} {name} rows")
     with AdapterHub(base=prepared.base, registry=registry, precision=prepared.recipe.training.precision) as hub:
-        for key in rungs:
+        for done, key in enumerate(rungs):
+            watch("adapters measured", done, len(rungs))
             Outcomes(folder).put(key, _wrong(prepared, hub, _adapter(folder, key)))
             remove(_adapter(folder, key))
 

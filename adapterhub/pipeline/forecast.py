@@ -143,7 +143,7 @@ def forecast(
         base, folder = prepared.base, run_folder([prepared], cache_root() / "forecasts")
         keys = [rung.key(splits.train, rung.seed) for rung in rungs]
         with held(folder):
-            climb(prepared, dict(zip(keys, rungs, strict=True)), folder, registry, progress)
+            climb(prepared, dict(zip(keys, rungs, strict=True)), folder, registry, progress, watch)
     else:
         base = _open(plan.base, progress)
         folder = _heads_folder(recipe, splits, base)
