@@ -11,7 +11,7 @@ A pair that goes together more than that, by `EXCESS` in units of a correlation 
 voters to merge is not always clear from pairs: four copies look like four perfect voters beside three dependent ones.
 So two ways are gone, the most alike first and the most in excess first, until no pair is in excess; the one is taken
 that is likelier when accuracies are about 0.7, hardly ever near 1, and each merge has to be paid for. Where the two
-are about as likely, nothing in the votes can tell, and `Clustering.doubtful` says so.
+are about as likely, or the most alike voters are taken for the best ones, that is a bet: `Clustering.doubtful` says so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Clusters = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Clustering:
-    """Voters in `clusters`, each in its order, most alone in theirs; `doubtful` where `other` is about as likely."""
+    """Voters in `clusters`, each in its order, most alone in theirs; `doubtful` where `other` may as well be."""
 
     clusters: Clusters
     other: Clusters
@@ -61,9 +61,13 @@ class Pairs:
 
 def find_clusters(matrix: np.ndarray, balance: np.ndarray) -> Clustering:
     """Return which voters of votes int32 [rows, voters] depend on each other, given a `balance` [labels] above 0."""
-    ways = [_merged(matrix, balance, by_excess) for by_excess in (False, True)]
-    (best, cost), (other, more) = sorted(ways, key=lambda way: way[1])
-    return Clustering(best, other, set(best) != set(other) and more - cost < _DOUBT)
+    (alike, cost), (excess, other) = (_merged(matrix, balance, by_excess) for by_excess in (False, True))
+    if set(alike) == set(excess):
+        return Clustering(alike, excess, doubtful=False)
+    if cost <= other:
+        return Clustering(alike, excess, doubtful=other - cost < _DOUBT)
+    # Taking the most alike voters for the best ones is a bet: nothing in their votes says that they are no copies.
+    return Clustering(excess, alike, doubtful=True)
 
 
 def cluster_votes(matrix: np.ndarray, clusters: Clusters, labels: int) -> np.ndarray:
