@@ -4,8 +4,8 @@
 
 Voters see `--rows` training rows without their labels; gold labels only measure. Rules stand in label_rules.py, prompts
 in voters/. For each task: every prompt under every calibration; majority vote and label model over rules, prompts and
-both, on training rows and on test rows; adapters (`--layers`) trained on the soft labels, and on `--gold` gold labels
-of the same rows and on all of them, over several seeds. A line of JSON a figure goes to --out, and lines that are there
+both, on training rows and on test rows; adapters (`--layers`) trained on the soft labels of each, and on `--gold` gold
+labels of the same rows, over several seeds. A line of JSON a figure goes to --out, and lines that are there
 are not measured again, so it can be interrupted.
 """
 
@@ -31,7 +31,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.files import read_examples
 from adapterhub.labeling.label_model import fit_votes
 from adapterhub.labeling.prompts import PromptVoter, read_voters
-from adapterhub.labeling.votes import NO_VOTE, Votes
+from adapterhub.labeling.votes import Votes
 from adapterhub.pipeline.build import build
 from adapterhub.pipeline.voters import cast_votes
 from adapterhub.recipe import Recipe
@@ -150,15 +150,18 @@ def train(log: Log, task: str, part: str, seed: int, folder: Path, recipe: Recip
     log.add({**told["accuracy"], "seconds": round(time.monotonic() - started)}, task=task, part=part, seed=seed)
 
 
-def adapters(log: Log, task: str, train_rows: list[Example], votes: Votes, test: Path, options: Any) -> None:
-    """Train on soft labels and on gold ones."""
+def adapters(log: Log, task: str, train_rows: list[Example], votes: dict[str, Votes], test: Path, options: Any) -> None:
+    """Train on the soft labels of each kind of voters, and on gold ones."""
     common = [f"lora.layers={options.layers}", f"data.test={test}", "data.validation=null"]
+    common.append(f"labels={json.dumps(next(iter(votes.values())).labels)}")
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            parts = {"adapter on soft labels": soft_rows(train_rows, votes)}
+            parts: dict[str, Iterator[dict[str, Any]]] = {}
+            for name in options.soft:
+                parts[f"adapter on soft labels of {name}"] = soft_rows(train_rows, votes[name])
             order = random.Random(seed).sample(train_rows, len(train_rows))
-            for count in (*options.gold, len(train_rows)):
+            for count in options.gold:
                 parts[f"adapter on {count} gold"] = ({"text": r.text, "label": r.label} for r in order[:count])
             for part, rows in parts.items():
                 if log.has(task=task, part=part, seed=seed):
@@ -177,7 +180,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--test-rows", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--gold", type=int, nargs="+", default=[50, 100, 200, 400, 800])
+    parser.add_argument("--soft", nargs="*", default=["rules", "prompts", "both"], help="voters to learn from")
+    parser.add_argument("--gold", type=int, nargs="*", default=[50, 100, 200, 400, 800, 2000])
     parser.add_argument("--layers", default="top-8")
     parser.add_argument("--no-adapters", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("weak.jsonl"))
@@ -194,16 +198,16 @@ def main() -> None:
         labels = sorted({str(row.label) for row in rows["train"]})
         with AdapterHub(recipe.base_name, registry=tempfile.gettempdir()) as hub:
             columns = vote(task, log, rows, hub)
-        votes: dict[str, Votes] = {}
+        votes: dict[str, dict[str, Votes]] = {}
         for split, found in columns.items():
             gold = [str(row.label) for row in rows[split]]
             ids = [row.id for row in rows[split]]
             rules = {name: column for name, column in found.items() if name in RULES[task]}
             prompts = {name: column for name, column in found.items() if name not in RULES[task]}
-            for name, chosen in (("rules", rules), ("prompts", prompts), ("both", found)):
-                aggregate(log, task, split, name, Votes.of(chosen, ids, labels), gold)
-            votes[split] = Votes.of(found, ids, labels)
-            assert (votes[split].matrix >= NO_VOTE).all()
+            sides = {"rules": rules, "prompts": prompts, "both": found}
+            votes[split] = {name: Votes.of(chosen, ids, labels) for name, chosen in sides.items()}
+            for name, each in votes[split].items():
+                aggregate(log, task, split, name, each, gold)
         if not options.no_adapters:
             with tempfile.TemporaryDirectory() as scratch:
                 told = ({"text": row.text, "label": row.label} for row in rows["test"])
