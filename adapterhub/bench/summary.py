@@ -109,12 +109,15 @@ class Measured:
         Looks at the second half of the arrivals, when a server that keeps up has about as many requests under way at
         the end as at the beginning. It is saturated where those under way grew, or were refused (429, 503, timeouts),
         by more than a twentieth of those that arrived and by more than chance explains (two standard deviations of a
-        difference of Poisson counts). Too few requests therefore never show it.
+        difference of Poisson counts). Too few requests therefore never show it, nor does a load whose first half is
+        over before the quickest answer.
         """
         if self.load.rate is None or not self.timings or self.interrupted:
             return False
         end = max(each.start for each in self.timings)
         middle = end / 2
+        if min((each.latency for each in self.answered), default=0.0) > middle:
+            return False
         then, now = self._under_way(middle), self._under_way(end)
         late = [each for each in self.timings if each.start > middle]
         refused = sum(each.error in _TOO_BUSY for each in late)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -42,7 +45,7 @@ def at(server: Running) -> Endpoint:
 
 
 @contextmanager
-def scripted(*answers: bytes) -> Iterator[Endpoint]:
+def scripted(*answers: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
     """A server that gives these answers, one a connection, and then the last one again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
@@ -51,9 +54,14 @@ def scripted(*answers: bytes) -> Iterator[Endpoint]:
             rest = list(answers)
             while True:
                 try:
-                    connection, _ = listener.accept()
+                    raw, _ = listener.accept()
                 except OSError:
                     return
+                try:
+                    connection = raw if tls is None else tls.wrap_socket(raw, server_side=True)
+                except OSError:  # a client that does not trust us
+                    raw.close()
+                    continue
                 with connection:
                     asked = connection.recv(1 << 16)
                     if asked:
@@ -62,7 +70,8 @@ def scripted(*answers: bytes) -> Iterator[Endpoint]:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            yield Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/")
+            scheme = "http" if tls is None else "https"
+            yield Endpoint.parse(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/v1/")
         finally:
             listener.shutdown(socket.SHUT_RDWR)
     thread.join()
@@ -221,12 +230,26 @@ def test_urls() -> None:
     assert "secret" not in repr(Endpoint.parse("http://a", "secret"))
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_to_a_server_that_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    made += ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with scripted(stream(TEXT, "[DONE]"), tls=tls) as endpoint:
+        with pytest.raises(EndpointError, match=r"no server at https://.*CERTIFICATE_VERIFY_FAILED"):
+            once(endpoint)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert len(once(endpoint).runs[0].answered) == 1
+
+
 def test_rates_rise_until_one_is_too_much(tmp_path: Path) -> None:
     full = answer("full", "503 Busy", "Content-Length: 4")
     good = stream(TEXT, TEXT, "[DONE]")
-    # The first connection is the look whether somebody is there; it asks nothing.
-    with scripted(*[good] * 20, good, full) as endpoint:
-        loads = [Load(rate=rate, requests=20) for rate in (200.0, 400.0, 800.0, 900.0)]
+    # Two requests never prove anything; of thirty, all but the first are sent away.
+    with scripted(*[good] * 3, full) as endpoint:
+        loads = [Load(rate=200.0, requests=2), *(Load(rate=rate, requests=30) for rate in (400.0, 800.0, 900.0))]
         report = bench(endpoint, Workload(("m",)), loads)
     assert [run.saturated for run in report.runs] == [False, True]
     assert report.left_out == (800.0, 900.0)
@@ -237,8 +260,8 @@ def test_rates_rise_until_one_is_too_much(tmp_path: Path) -> None:
 
 
 def test_each_rate_has_prompts_of_its_own(server: Running) -> None:
-    bench(at(server), TINY, [Load(rate=500.0, requests=5), Load(rate=600.0, requests=5)])
-    assert len({each.text for each in server.hub.requests}) == 10
+    bench(at(server), TINY, [Load(rate=500.0, requests=2), Load(rate=600.0, requests=2)])
+    assert len({each.text for each in server.hub.requests}) == 4
 
 
 def test_a_plot_of_one_load(server: Running, tmp_path: Path) -> None:

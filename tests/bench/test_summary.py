@@ -85,6 +85,11 @@ def test_refusals_for_want_of_room_are_saturation_and_others_are_not() -> None:
         assert measured(timings, 10.0).saturated is saturated, error
 
 
+def test_a_load_shorter_than_an_answer_proves_nothing() -> None:
+    # All are under way when the last arrives, as they would be on a server with room for any number.
+    assert measured([Timing("a", i / 100, i / 100 + 9.0) for i in range(100)], 100.0).saturated is False
+
+
 def test_what_was_interrupted_proves_nothing() -> None:
     timings = served(40.0, 8.0)
     assert Measured(Load(40.0), timings, 300, 10.0, interrupted=True).saturated is False

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adapterhub.cli.main import run
+from adapterhub.server.access import Access
 from tests.bench.test_bench import PNG
-from tests.server.fake import FakeHub
+from tests.server.fake import FakeHub, eventually
 from tests.server.running import Running, running
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(FakeHub(), api_key="sesame") as each:
+    with running(FakeHub(), access=Access(api_key="sesame")) as each:
         yield each
 
 
@@ -38,14 +42,14 @@ def known(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_table_and_json_and_a_plot(known: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    options = ["--rates", "400,200", "--requests", "8", "--json", "--plot", str(plot)]
+    options = ["--rates", "400,200", "--requests", "2", "--json", "--plot", str(plot)]
     code, out, said = bench(capsys, *known, *options)
     assert code == 0
     record = json.loads(out)
     assert out.count("\n") == 1
-    assert [(each["rate"], each["sent"], each["answered"]) for each in record["runs"]] == [(200.0, 8, 8), (400.0, 8, 8)]
+    assert [(each["rate"], each["sent"], each["answered"]) for each in record["runs"]] == [(200.0, 2, 2), (400.0, 2, 2)]
     assert list(record["models"]) == ["notes", "orders"]
-    for shown in ("200/s 400/s", "answered 8 8", "first token, ms: p50 / p90 / p99", "2 models (zipf)", str(plot)):
+    for shown in ("200/s 400/s", "answered 2 2", "first token, ms: p50 / p90 / p99", "2 models (zipf)", str(plot)):
         assert shown in said
     assert plot.read_bytes().startswith(PNG)
 
@@ -99,3 +103,26 @@ def test_calls_that_make_no_sense(options: tuple[str, ...], told: str, capsys: p
     code, out, said = bench(capsys, "http://127.0.0.1:9", *options)
     assert (code, out) == (2, "")
     assert told in said
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_ctrl_c_tells_what_there_is(
+    some: bool, server: Running, known: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not some:  # none is ever whole: the hub waits where the prompt says so
+        monkeypatch.setattr("adapterhub.bench.workload._WORDS", ("wait",))
+    before = len(server.hub.requests)
+
+    def stop() -> None:
+        if eventually(lambda: len(server.hub.requests) >= before + 5):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=stop)
+    watcher.start()
+    code, out, said = bench(capsys, *known, "--rates", "50", "--seconds", "60", "--json")
+    watcher.join()
+    assert code == 130
+    (found,) = json.loads(out)["runs"]
+    assert found["interrupted"] is True
+    assert (found["answered"] > 0) is some
+    assert "requests were under way" in said
