@@ -18,7 +18,7 @@ UsageProblem = next(each for each in typer.BadParameter.__mro__ if each.__name__
 # In the order of the road from data to answer; each module adds its commands to the app.
 GROUPS = (
     *("base", "recipe", "data", "label", "train", "improve", "sweep", "registry", "rebase"),
-    *("explore", "predict", "evaluate", "serve", "keys", "hub"),
+    *("explore", "predict", "evaluate", "serve", "bench", "keys", "hub"),
 )
 
 
