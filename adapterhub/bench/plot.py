@@ -54,6 +54,8 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _against_rate(axes: Any, runs: Sequence[Measured], spread: Callable[[Measured], Spread | None]) -> None:
+    from matplotlib.ticker import LogFormatter
+
     found = [(run, each) for run in runs if (each := spread(run)) is not None]
     for percent in PERCENTS:
         heights = [each.percentiles[percent] * 1000 for _, each in found]
@@ -62,6 +64,9 @@ def _against_rate(axes: Any, runs: Sequence[Measured], spread: Callable[[Measure
         axes.plot(*zip(*full, strict=True) if full else ([], []), "o", color=_COLORS[percent], markerfacecolor="white")
     if found:
         axes.set_yscale("log")
+        # Numbers as people write them, where the default is powers of ten.
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.4)))
         axes.legend(frameon=False)
 
 
