@@ -54,8 +54,6 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _against_rate(axes: Any, runs: Sequence[Measured], spread: Callable[[Measured], Spread | None]) -> None:
-    from matplotlib.ticker import LogFormatter
-
     found = [(run, each) for run in runs if (each := spread(run)) is not None]
     for percent in PERCENTS:
         heights = [each.percentiles[percent] * 1000 for _, each in found]
@@ -63,10 +61,12 @@ def _against_rate(axes: Any, runs: Sequence[Measured], spread: Callable[[Measure
         full = [(run.load.rate, height) for (run, _), height in zip(found, heights, strict=True) if run.saturated]
         axes.plot(*zip(*full, strict=True) if full else ([], []), "o", color=_COLORS[percent], markerfacecolor="white")
     if found:
-        axes.set_yscale("log")
-        # Numbers as people write them, where the default is powers of ten.
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.4)))
+        drawn = [height for _, each in found for height in each.percentiles.values()]
+        if max(drawn) > 10 * min(drawn) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
 
 
