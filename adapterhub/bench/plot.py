@@ -61,7 +61,12 @@ def _against_rate(axes: Any, runs: Sequence[Measured], spread: Callable[[Measure
         full = [(run.load.rate, height) for (run, _), height in zip(found, heights, strict=True) if run.saturated]
         axes.plot(*zip(*full, strict=True) if full else ([], []), "o", color=_COLORS[percent], markerfacecolor="white")
     if found:
-        axes.set_yscale("log")
+        drawn = [height for _, each in found for height in each.percentiles.values()]
+        if max(drawn) > 10 * min(drawn) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
 
 

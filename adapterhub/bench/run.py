@@ -74,7 +74,8 @@ class _Bench:
         runs: list[Measured] = []
         for place, load in enumerate(self.loads):
             runs.append(await self._measure(load, replace(self.workload, seed=self.workload.seed + place)))
-            if runs[-1].interrupted or runs[-1].saturated or not runs[-1].answered:
+            last = runs[-1]
+            if last.interrupted or last.saturated or (last.sent and not last.answered):
                 break
         return Report(self.endpoint, self.workload, tuple(runs), tuple(self._rates(len(runs))))
 

@@ -74,7 +74,8 @@ class _Heard:
             if text:
                 self.first = now if self.first is None else self.first
                 self.last, self.pieces = now, self.pieces + 1
-        self.usage = event.get("usage") or self.usage
+        if isinstance(usage := event.get("usage"), dict):
+            self.usage = usage
 
 
 async def ask_once(endpoint: Endpoint, ask: Ask, start: float, clock: Clock, seconds: float) -> Timing:

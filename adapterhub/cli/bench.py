@@ -101,6 +101,8 @@ def serve_command(
     if not any(run.answered for run in report.runs):
         if report.interrupted:
             raise KeyboardInterrupt
+        if not any(run.sent for run in report.runs):
+            raise UsageError("no request was due in that time; give more --seconds, or --requests")
         raise EndpointError(
             f"{endpoint.url} answered none of {sum(run.sent for run in report.runs)} requests (above: why)"
         )

@@ -71,6 +71,13 @@ def test_nothing_answered_is_an_error(known: list[str], capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_time_in_which_nothing_arrives(known: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = bench(capsys, *known, "--rates", "0.001,0.002", "--seconds", "0.01")
+    assert code == 2
+    assert "0.002/s" in said  # a low rate without requests does not end the row
+    assert "--seconds" in said
+
+
 def test_a_key_that_is_missing(known: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, said = bench(capsys, known[0])
     assert code == 1
