@@ -208,14 +208,14 @@ def _changed(text: str, draw: np.random.Generator) -> str:
     return text[:at] + text[at + 1 :]
 
 
-def measure_selection(names: Sequence[str], seeds: int) -> None:
+def measure_selection(names: Sequence[str], seeds: int, rules: Sequence[str]) -> None:
     """Accuracy after 300, 1,000 and 3,000 chosen labels, each rule in rounds, beside as many random rows."""
     sizes = (300, 1000, 3000)
     print("| data, rule | " + " | ".join(f"{size:,} labels" for size in sizes) + " |\n|---|" + "---|" * len(sizes))
     for name in names:
         given = Set.read(name)
         found: dict[str, list[list[float]]] = {}
-        for rule in ("random", "auto", "typicality", "diversity", "uncertainty"):
+        for rule in rules:
             found[rule] = [_chosen_in_rounds(given, rule, sizes, seed) for seed in range(seeds)]
             cells = [
                 _against([run[at] for run in found[rule]], [run[at] for run in found["random"]])
@@ -316,6 +316,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sizes", type=int, nargs="*", help="rows; 0 is all of them")
     parser.add_argument("--metrics", nargs="*", default=METRICS)
+    parser.add_argument("--rules", nargs="*", default=("random", "auto", "typicality", "diversity", "uncertainty"))
     parser.add_argument("--floor", type=float, default=1.0, help="least rows of a class, of its random share")
     parser.add_argument("--step", choices=_STEPS)
     asked = parser.parse_args()
@@ -329,7 +330,7 @@ def main() -> None:
     elif asked.what == "duplicates":
         measure_duplicates(names, asked.seeds)
     elif asked.what == "select":
-        measure_selection(asked.data or ["banking77", "clinc150"], asked.seeds)
+        measure_selection(asked.data or ["banking77", "clinc150"], asked.seeds, asked.rules)
     elif asked.what == "scale":
         measure_scale(asked.sizes or (10_000, 100_000))
     else:
