@@ -95,6 +95,12 @@ def plan(
             raise UsageError(
                 f"the card of {old.ref} holds no recipe (it was imported), so it cannot be made anew; write a recipe"
             )
+        if isinstance(card.recipe.get("labels"), Mapping):
+            # Its voters may be code, and a card may be a stranger's: only a recipe file of one's own runs any.
+            raise UsageError(
+                f"the labels of {old.ref} were made by voters, which only its recipe may ask again; train that with "
+                f"--set base={base} --set task={old.task}-{suffix or _slug(base)}"
+            )
         bases.of(old)  # it answers the same rows in the end
         name = check_task_name(f"{old.task}-{suffix or _slug(base)}")
         registry.check_base(name, fingerprint)

@@ -363,6 +363,10 @@ def test_what_cannot_be_rebased_is_said_before_anything_is_trained(
     registry.publish("strange", version.path, replace(version.card(), recipe={**record, "data": "all"}))
     with pytest.raises(UsageError, match="has data 'all'; write a recipe"):
         plan(["strange"], str(world / "base-2"), registry, bases=bases, folders=[world])
+    voted = {**version.card().recipe, "labels": {"voters": ["evil.py"]}}
+    registry.publish("voted", version.path, replace(version.card(), recipe=voted))
+    with pytest.raises(UsageError, match="were made by voters"):
+        plan(["voted"], str(world / "base-2"), registry, bases=bases, folders=[world])
     registry.publish("imported", version.path, replace(version.card(), recipe={}))
     with pytest.raises(UsageError, match="holds no recipe"):
         plan(["imported"], str(world / "base-2"), registry, bases=bases, folders=[world])
