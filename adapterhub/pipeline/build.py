@@ -285,6 +285,7 @@ def make_card(
         },
         calibration=calibration,
         labelling=splits.labelling,
+        curation=splits.curation,
         packages=package_versions(),
         git_commit=git_commit(recipe.path.parent),
         description=recipe.description,

@@ -315,6 +315,10 @@ def _estimate(
 
     spec = make_spec(recipe, base, labels)
     tokenizer = load_tokenizer(base, recipe.pad_token)
+    if recipe.curate is not None:
+        # Which rows stay is found out when it trains; so many of them do.
+        kept = max(1, round(recipe.curate.keep * len(splits["train"])))
+        splits = {**splits, "train": splits["train"][:kept]}
     lengths = {name: measure_lengths(tokenizer, spec, rows) for name, rows in splits.items()}
     return estimate(recipe, base, spec, lengths["train"], lengths["validation"])
 

@@ -15,7 +15,7 @@ from adapterhub.recipe import parse_yaml
 Settings = dict[str, Any]
 _RANGE = re.compile(r"(?P<low>[-+.\deE]+)\.\.(?P<high>[-+.\deE]+)(?::(?P<scale>log|int|int-log))?")
 # What a sweep may not change: other data or another task would be no comparison.
-_FIXED = ("task", "base", "kind", "data", "labels", "path")
+_FIXED = ("task", "base", "kind", "data", "labels", "curate", "path")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from adapterhub.recipe import LABELLED, Kind, Recipe
 from adapterhub.registry.provenance import split_record
 from adapterhub.registry.store import Registry
 
+from .curated import curate
 from .labelled import Tell, known_labels, labelling_of, make_labels
 
 # What the rows of `data.out_of_scope` go by, in reports and on cards.
@@ -26,7 +27,7 @@ class Splits:
 
     `held_out` says in words that validation was taken from train, and is empty where it has a file of its own.
     `outside` holds rows that have none of the labels, by the split they go with, validation or test. `labelling` says
-    how the labels of train were made, where a program made them.
+    how the labels of train were made, where a program made them, and `curation` which of its rows were kept and why.
     """
 
     train: Sequence[Example]
@@ -37,6 +38,7 @@ class Splits:
     held_out: str = ""
     outside: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     labelling: Mapping[str, Any] = field(default_factory=dict)
+    curation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measured(self) -> tuple[str, Sequence[Example]]:
@@ -59,7 +61,8 @@ def read_splits(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     """Read all that `data` of a recipe names; without validation, hold rows of train out by the recipe's seed.
 
     Labels are the recipe's, else those of train. Where the recipe makes the labels of train, they are made here: its
-    voters are asked, with adapters from `registry`. Raises FileMissing or DataError, the latter also for a label in
+    voters are asked, with adapters from `registry`; of the rows that are left to train on, those stay that the recipe
+    keeps (`curate`). Raises FileMissing or DataError, the latter also for a label in
     another split that is not among them, and what `make_labels` raises.
     """
     labels = known_labels(recipe)
@@ -83,7 +86,9 @@ def read_splits(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     if "validation" not in read:
         train, read["validation"] = held_out_of(train, recipe)
         sources["validation"], held_out = recipe.data.train, "held out of train"
-    return Splits(train, read["validation"], read.get("test", ()), labels, sources, held_out, outside, labelling)
+    kept = curate(recipe, train, labels, tell)
+    validation, test = read["validation"], read.get("test", ())
+    return Splits(kept.examples, validation, test, labels, sources, held_out, outside, labelling, kept.curation)
 
 
 def read_outside(path: Path, kind: Kind) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from adapterhub.errors import ConfigError
 
 from .plain_yaml import parse_yaml
-from .schema import FORMS, Labels, Recipe, Section
+from .schema import FORMS, Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -131,6 +131,13 @@ def _known_keys(section: type[Section] = Recipe, prefix: str = "") -> Iterator[s
     for name, field in section.model_fields.items():
         if name != "path":
             yield prefix + name
-        inner = Labels if name == "labels" else field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
+        for inner in _sections(field.annotation):
             yield from _known_keys(inner, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the section that a key may hold, alone or as one of its forms."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -112,6 +112,19 @@ LabelsKey = Annotated[
 ]
 
 
+class Curate(Section):
+    """Which share of the training rows is learnt from, by what, judged by heads on the features of `base`.
+
+    `floor` is the least a class keeps, as a part of what a random share would leave it.
+    """
+
+    keep: Annotated[float, Field(gt=0, le=1)]
+    by: Literal["auto", "random", "easy", "hard", "margin", "loss", "forgetting", "prototype"] = "auto"
+    floor: Annotated[float, Field(ge=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    base: NonEmpty | None = None
+
+
 class Prompt(Section):
     """How fields become text. `style` None: chat for generation where the base has a chat template, else plain."""
 
@@ -226,6 +239,7 @@ class Recipe(Section):
     language: Names = ()
     datasets: Names = ()
     labels: LabelsKey | None = None
+    curate: Curate | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
     pad_token: NonEmpty | None = None
@@ -275,6 +289,14 @@ class Recipe(Section):
             needed = 2 if self.kind == "classification" else 1
             if len(self.label_names) < needed:
                 raise ValueError(f"labels has {len(self.label_names)} name(s); {self.kind} needs at least {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _curation_fits_the_kind(self) -> Recipe:
+        if self.curate is not None and self.kind != "classification":
+            raise ValueError(
+                f"curate is given, but kind is {self.kind!r}; only classification rows are judged so, leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -330,6 +352,8 @@ class Recipe(Section):
         What only some kinds of training know is left out where it is not set.
         """
         record = self.model_dump(mode="json")
+        if record["curate"] is None:
+            del record["curate"]  # cards and digests of recipes without it stay as they were
         record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
         if record["training"]["batch_tokens"] is not None:
             del record["training"]["batch_size"]  # a default that is not used; both together are refused

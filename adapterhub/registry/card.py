@@ -22,7 +22,8 @@ class Card:
     `measured_on`. training: steps, seconds, examples_per_second, tokens_per_second, peak_memory_bytes, precision, seed.
     calibration: the temperature and the probability to give no label below, each with its reason.
     labelling: how the labels of the training rows were made, where a program made them: voters with their hashes, the
-    label model, corrections.
+    label model, corrections. curation: which share of the training rows was kept, by which metric, seed and base, and
+    the sha256 of their ids.
     packages: name → version. parents: refs or digests this version was made from. files: attached file → sha256 (64 hex
     digits) of it. created_at: UTC, ISO 8601. Keys of a
     later program are kept in `extra`.
@@ -40,6 +41,7 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     labelling: Mapping[str, Any] = field(default_factory=dict)
+    curation: Mapping[str, Any] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     created_at: str = ""
@@ -111,7 +113,7 @@ class Card:
 _FIELDS = tuple(each.name for each in fields(Card) if each.name != "extra")
 _TUPLES = frozenset({"labels", "language", "datasets", "parents"})
 _MAPPINGS = frozenset(
-    {"base", "recipe", "data", "metrics", "training", "calibration", "labelling", "packages", "files"}
+    {"base", "recipe", "data", "metrics", "training", "calibration", "labelling", "curation", "packages", "files"}
 )
 
 

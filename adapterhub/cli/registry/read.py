@@ -120,7 +120,7 @@ def verify_command(
 
 # What people see of a card; --json gives all of it.
 _SHOWN = (
-    *("kind", "description", "labels", "metrics", "measured_on", "calibration", "data", "training"),
+    *("kind", "description", "labels", "metrics", "measured_on", "calibration", "data", "curation", "training"),
     *("packages", "git_commit", "parents", "source"),
 )
 

@@ -1,0 +1,89 @@
+"""Recipes that keep a share of their rows: which stay, what the card says, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from adapterhub.errors import ConfigError, DataError
+from adapterhub.pipeline.build import build
+from adapterhub.pipeline.check import check_recipe
+from adapterhub.pipeline.splits import read_splits
+from adapterhub.recipe import load_recipe
+from adapterhub.registry.store import Registry
+from tests.pipeline.toys import write_recipe, write_rows
+from tests.training.jobs import Recorder, toy_rows
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
+
+
+def curated(folder: Path, **section: object) -> Path:
+    return write_recipe(folder, curate={"base": str(folder / "base"), **section})
+
+
+def test_a_share_of_the_training_rows_stays_and_nothing_else_changes(tmp_path: Path) -> None:
+    whole = read_splits(load_recipe(write_recipe(tmp_path)))
+    kept = read_splits(load_recipe(curated(tmp_path, keep=0.5, by="easy")))
+    assert len(kept.train) == len(whole.train) // 2
+    assert {row.id for row in kept.train} < {row.id for row in whole.train}
+    assert (kept.validation, kept.test, kept.labels) == (whole.validation, whole.test, whole.labels)
+    assert {row.label for row in kept.train} == {"red", "blue"}
+    assert (kept.curation["kept"], kept.curation["dropped"], kept.curation["metric"]) == (40, 40, "easy")
+    ids = "\n".join(sorted(row.id for row in kept.train))
+    assert kept.curation["mask"] == hashlib.sha256(ids.encode()).hexdigest()
+    assert whole.curation == {}
+
+
+def test_a_seed_chooses_the_random_share(tmp_path: Path) -> None:
+    def rows(seed: int) -> list[str]:
+        return [row.id for row in read_splits(load_recipe(curated(tmp_path, keep=0.3, by="random", seed=seed))).train]
+
+    assert rows(0) == rows(0)
+    assert rows(0) != rows(1)
+
+
+def test_the_card_says_which_rows_made_a_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    progress = Recorder()
+    result = build(load_recipe(curated(tmp_path, keep=0.5)), registry, progress)
+    card = registry.resolve(result.published.ref).card()
+    assert card.curation["by"] == "auto"
+    assert card.curation["metric"] in ("random", "easy", "hard")
+    assert card.data["train"]["rows"] == card.curation["kept"] == 40
+    assert card.recipe["curate"]["keep"] == 0.5
+    assert any("40 of 80 rows kept by" in line for line in progress.told)
+
+
+def test_the_record_of_a_recipe_without_it_stays_as_it_was(tmp_path: Path) -> None:
+    assert "curate" not in load_recipe(write_recipe(tmp_path)).to_record()
+
+
+def test_what_cannot_be_curated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"curate\.keep is 2"):
+        load_recipe(curated(tmp_path, keep=2))
+    with pytest.raises(ConfigError, match=r"unknown key 'curate\.metric'"):
+        load_recipe(curated(tmp_path, keep=0.5, metric="easy"))
+    with pytest.raises(ConfigError, match="curate is given, but kind is 'multilabel'"):
+        load_recipe(curated(tmp_path, keep=0.5), ["kind=multilabel"])
+    path = curated(tmp_path, keep=0.5, by="hard")
+    other = {"red": "blue", "blue": "red"}
+    flipped = [
+        {"text": row.text, "label": other[str(row.label)] if place % 5 == 0 else row.label}
+        for place, row in enumerate(toy_rows(80, 0))
+    ]
+    write_rows(tmp_path / "train.jsonl", flipped)
+    with pytest.raises(DataError, match="of the labels look wrong"):
+        read_splits(load_recipe(path))
+
+
+def test_check_counts_what_will_be_left(tmp_path: Path) -> None:
+    whole, half = check_recipe(write_recipe(tmp_path)), check_recipe(curated(tmp_path, keep=0.5))
+    assert half.problems == []
+    assert whole.estimate is not None
+    assert half.estimate is not None
+    assert half.estimate.steps < whole.estimate.steps
