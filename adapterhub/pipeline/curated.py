@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
 from adapterhub.base.source import open_base
 from adapterhub.data.example import Example
 from adapterhub.data.prompt import input_text
@@ -30,12 +29,13 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
     Rows are judged by heads on a base's features, as `adapterhub data prune` does. Raises UsageError and DataError as
     that does.
     """
-    from adapterhub.curation.prune import make_plan
-
     section = recipe.curate
     if section is None:
         return Curated(train, {})
     import numpy as np
+
+    from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
+    from adapterhub.curation.prune import make_plan
 
     base = open_base(DEFAULT_BASE if section.base is None else section.base, progress=lambda step, *_: tell(step))
     tell(f"{recipe.task}: {len(train)} rows through {base.name}, to keep {section.keep:.0%} of them")
