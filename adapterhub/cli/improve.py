@@ -22,7 +22,7 @@ def improve(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The task's recipe.")],
     feedback: Annotated[
         list[Path],
-        typer.Option("--feedback", metavar="FILE", help="Feedback that a server kept. Repeatable."),
+        typer.Option("--feedback", metavar="FILE", help="The feedback.jsonl that a server kept. Repeatable."),
     ],
     alias: Annotated[str, typer.Option(help="The alias to improve on, and to move.")] = "prod",
     fresh: Annotated[

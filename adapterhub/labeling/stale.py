@@ -32,10 +32,17 @@ def source_hash(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def voters_of(labelling: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the voters that a card or a lineage names, without what is none."""
+    voters = labelling.get("voters")
+    if not isinstance(voters, Mapping):
+        return {}
+    return {str(name): voter for name, voter in voters.items() if isinstance(voter, Mapping)}
+
+
 def remember_places(digest: str, labelling: Mapping[str, Any]) -> None:
     """Keep where the voters' files of the version with this digest lie on this machine."""
-    voters = labelling.get("voters") or {}
-    places = {name: voter["file"] for name, voter in voters.items() if isinstance(voter, Mapping) and "file" in voter}
+    places = {name: voter["file"] for name, voter in voters_of(labelling).items() if "file" in voter}
     if places:
         path = _places(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +60,9 @@ def stale_voters(digest: str, labelling: Mapping[str, Any], digest_of: Callable[
     except (OSError, ValueError):
         places = {}
     found = {}
-    for name, voter in (labelling.get("voters") or {}).items():
-        if not isinstance(voter, Mapping):
-            continue
-        file = Path(str(places.get(name) or voter.get("file", "")))
+    for name, voter in voters_of(labelling).items():
+        # Where this machine knows no place, the name alone: a card may be a stranger's and lead anywhere.
+        file = Path(places[name]) if name in places else Path(Path(str(voter.get("file", ""))).name)
         if reason := _reason(name, voter, file, digest_of):
             found[name] = reason
     return found

@@ -12,6 +12,7 @@ from adapterhub.data.example import content_id
 from adapterhub.errors import ConfigError, DataError, FileMissing, UsageError
 from adapterhub.labeling.corrections import Correction, append_corrections
 from adapterhub.labeling.lineage import write_lineage
+from adapterhub.labeling.prompts import read_voters
 from adapterhub.labeling.stale import stale_voters
 from adapterhub.pipeline.build import build
 from adapterhub.pipeline.check import check_recipe as check
@@ -140,12 +141,11 @@ def test_from_raw_text_to_a_version_that_knows_its_voters(tmp_path: Path) -> Non
     assert stale() == dict.fromkeys(("first", "second"), "rules.py was edited since")
 
 
-def test_prompts_and_adapters_grow_stale_too(tmp_path: Path) -> None:
+def test_prompts_and_adapters_grow_stale_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "a: ' x', b: ' y'"
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "prompts.yaml"
     file.write_text(PROMPTS.format(base="b", words=words))
-    from adapterhub.labeling.prompts import read_voters
-
     digest = read_voters(file).voters[0].vote_hash()
     voters = {
         "prompt": {"kind": "prompt", "hash": digest, "file": str(file)},
@@ -213,3 +213,20 @@ def test_check_reads_voters_without_running_them(tmp_path: Path) -> None:
     record = json.loads(json.dumps(load_recipe(raw_recipe(tmp_path, names=None)).to_record()))
     assert record["labels"]["names"] is None
     assert "labels.names" in check(raw_recipe(tmp_path, names=None)).note
+
+
+@pytest.mark.parametrize(
+    "labelling", [{}, {"voters": []}, {"voters": {"a": 3}}, {"voters": {"a": {"file": 7}}}, {"rows": 1}]
+)
+def test_a_strangers_card_may_say_anything_of_voters(labelling: dict[str, Any]) -> None:
+    assert stale_voters("sha256:0", labelling, lambda ref: ref) == {}
+
+
+def test_a_card_leads_to_no_file_but_one_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "rules.py").write_text("x = 1\n")
+    voters = {"rule": {"kind": "function", "file": str(tmp_path / "elsewhere" / "rules.py"), "source": "0"}}
+    monkeypatch.chdir(tmp_path)
+    assert stale_voters("sha256:0", {"voters": voters}, lambda ref: ref) == {}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "rule" in stale_voters("sha256:0", {"voters": voters}, lambda ref: ref)

@@ -17,7 +17,7 @@ def register(group: typer.Typer) -> None:
 
 
 def feedback_command(
-    feedback: Annotated[Path, typer.Argument(metavar="FEEDBACK", help="File that `serve --feedback` keeps.")],
+    feedback: Annotated[Path, typer.Argument(metavar="FEEDBACK", help="The feedback.jsonl that a server kept.")],
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task whose answers are meant.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="File of corrections to add to.")],
     json: JsonOption = False,

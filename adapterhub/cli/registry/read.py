@@ -48,12 +48,10 @@ def list_command(
 
 def show_command(ref: RefArgument, registry: RegistryOption = None, json: JsonOption = False) -> None:
     """Show what a version was made of and how good it is."""
-    from adapterhub.labeling.stale import stale_voters
-
     store = open_registry(registry)
     version = store.resolve(ref)
     card = version.card().to_record()
-    stale = stale_voters(version.digest, card["labelling"], lambda voter: store.resolve(voter).digest)
+    stale = _stale(version, card["labelling"], store) if card["labelling"] else {}
     if json:
         emit({**version.to_record(), "card": card, "stale": stale})
         return
@@ -125,11 +123,18 @@ _SHOWN = (
 )
 
 
+def _stale(version: Version, labelling: Mapping[str, Any], store: Registry) -> dict[str, str]:
+    """Return which voters were edited since; arrays and all come only where labels were made."""
+    from adapterhub.labeling.stale import stale_voters
+
+    return stale_voters(version.digest, labelling, lambda voter: store.resolve(voter).digest)
+
+
 def _labelling(labelling: Mapping[str, Any]) -> str:
-    """Return how labels were made, in one line."""
-    model, rows = labelling.get("label_model") or {}, labelling.get("rows") or {}
-    voters = ", ".join(labelling.get("voters") or {})
-    return f"{rows.get('written', '?')} rows labelled by {model.get('model', '?')} from {voters}"
+    """Return how labels were made, in one line; a stranger's card may say it in a way of its own."""
+    parts = {name: labelling.get(name) for name in ("rows", "label_model", "voters")}
+    rows, model, voters = (part if isinstance(part, Mapping) else {} for part in parts.values())
+    return f"{rows.get('written', '?')} rows labelled by {model.get('model', '?')} from {', '.join(voters) or '?'}"
 
 
 def _summaries(store: Registry) -> tuple[list[dict[str, Any]], bool]:
