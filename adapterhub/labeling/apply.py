@@ -9,14 +9,15 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapterhub.data.example import Example
+from adapterhub.data.example import Example, content_id
 from adapterhub.errors import UsageError
+from adapterhub.folders import cache_root
 
+from .answer_cache import AnswerCache
 from .code_hash import code_hash
 from .functions import LabelingFunction, ModelFunction, Models
 from .rules import Rules
 from .run import Failure, Outcome, check_vote, chunks, failure, run_work
-from .vote_cache import VoteCache, row_hash
 from .votes import Votes
 
 # Kinds of errors of one function that are told, the most frequent ones.
@@ -72,7 +73,7 @@ def apply(
     *,
     labels: Sequence[str] = (),
     processes: int = 1,
-    cache: VoteCache | None = None,
+    cache: AnswerCache | None = None,
     models: Models | None = None,
     advance: Advance = lambda _: None,
 ) -> Applied:
@@ -81,20 +82,21 @@ def apply(
     With `labels`, a vote for any other is an error. What an error was is not kept, so it is tried again next time.
     Raises UsageError for functions that ask models where there are none, and what asking raises.
     """
-    cache = VoteCache() if cache is None else cache
+    cache = AnswerCache(cache_root() / "answers" / "functions.sqlite") if cache is None else cache
     rows = [row_hash(example) for example in examples]
     bare = [replace(example, id=row, where="") for example, row in zip(examples, rows, strict=True)]
     hashes = {name: _hash(rules, name, models) for name in rules.functions}
-    known = {name: cache.read(each) for name, each in hashes.items()}
-    outcomes: dict[str, list[Outcome]] = {name: [known[name].get(row) for row in rows] for name in rules.functions}
-    todo = {name: [place for place, row in enumerate(rows) if row not in known[name]] for name in rules.functions}
+    keys = {name: [f"{each}:{row}" for row in rows] for name, each in hashes.items()}
+    known = {name: cache.get(each) for name, each in keys.items()}
+    outcomes: dict[str, list[Outcome]] = {name: [known[name].get(key) for key in each] for name, each in keys.items()}
+    todo = {name: [place for place, key in enumerate(each) if key not in known[name]] for name, each in keys.items()}
     advance(sum(len(rows) - len(each) for each in todo.values()))
 
     def done(name: str, places: Sequence[int], said: Sequence[Outcome]) -> None:
         for place, outcome in zip(places, said, strict=True):
             outcomes[name][place] = outcome
-        kept = {rows[place]: each for place, each in zip(places, said, strict=True) if not isinstance(each, Failure)}
-        cache.add(hashes[name], kept)
+        pairs = zip(places, said, strict=True)
+        cache.put({keys[name][place]: each for place, each in pairs if not isinstance(each, Failure)})
         advance(len(places))
 
     plain = [name for name, each in rules.functions.items() if isinstance(each, LabelingFunction)]
@@ -112,6 +114,12 @@ def apply(
         name: [each if isinstance(each, str) else None for each in outcomes[name]] for name in rules.functions
     }
     return Applied(Votes.of(columns, [example.id for example in examples], labels), reports)
+
+
+def row_hash(example: Example) -> str:
+    """Return 16 hex digits of what a row says: all but its id and its place."""
+    said = {"fields": dict(example.fields), "weight": example.weight, "source": example.source}
+    return content_id({**said, "probs": None if example.probs is None else dict(example.probs)})
 
 
 def _hash(rules: Rules, name: str, models: Models | None) -> str:

@@ -13,9 +13,9 @@ import pytest
 
 from adapterhub.data.example import Example
 from adapterhub.errors import AdapterHubError, FileMissing, UsageError
-from adapterhub.labeling.apply import Applied, apply
+from adapterhub.labeling.answer_cache import AnswerCache
+from adapterhub.labeling.apply import Applied, apply, row_hash
 from adapterhub.labeling.rules import load_rules
-from adapterhub.labeling.vote_cache import VoteCache, row_hash
 from tests.labeling.test_functions import FakeModels
 
 HEAD = "from adapterhub.labeling import *\n"
@@ -52,7 +52,7 @@ class Bench:
     """A folder with a file of rules, a cache and a log of calls."""
 
     def __init__(self, folder: Path, source: str = COUNTED) -> None:
-        self.path, self.cache = folder / "rules.py", VoteCache(folder / "cache")
+        self.path, self.cache = folder / "rules.py", AnswerCache(folder / "cache.sqlite")
         self.log = folder / "log"
         self.path.write_text(source)
 
@@ -185,22 +185,10 @@ def test_a_killed_run_leaves_a_cache_that_serves(tmp_path: Path) -> None:
     assert (tmp_path / "votes.csv").read_text() == "old\n"
     bench.calls()
     bench.path.write_text(COUNTED)
-    bench.cache = VoteCache(cache / "votes")
+    bench.cache = AnswerCache(cache / "answers" / "functions.sqlite")
     found = bench.apply([Example(str(n), {"text": f"{n:05}"}) for n in range(600)])
     assert found.reports[0].cached >= 512
     assert bench.calls().count("s") == 600
-
-
-def test_a_torn_cache_loses_its_torn_line_only(tmp_path: Path) -> None:
-    cache = VoteCache(tmp_path)
-    cache.add("f", {"a": "x", "b": None})
-    file = tmp_path / "f.jsonl"
-    file.write_bytes(file.read_bytes()[:-3] + b"\xff")
-    cache.add("f", {"c": "y"})
-    cache.add("f", {})
-    assert cache.read("f") == {"a": "x", "c": "y"}
-    file.write_text('[]\n1\n["a"]\n[1, 2]\n["d", 3]\n["e", "z"]\n')
-    assert cache.read("f") == {"e": "z"}
 
 
 @pytest.mark.parametrize(
