@@ -15,15 +15,15 @@ holds besides its answer), or `text` or `token_ids` where a prompt was continued
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import DataError, FileMissing
+
+from .append import append_lines
 
 FORMAT = 1
 SOURCE = "feedback"
@@ -82,18 +82,7 @@ class FeedbackWriter:
         """Append a line; raises OSError where the disk takes it not, and then no whole line is there."""
         data = json.dumps(feedback.to_record(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            end = _whole_end(descriptor)
-            os.ftruncate(descriptor, end)
-            _write_all(descriptor, data, end)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if fresh:
-            _sync_folder(self.path.parent)
+        append_lines(self.path, data, mode=0o600)
 
 
 def read_feedback(path: Path) -> Iterator[Feedback]:
@@ -162,30 +151,3 @@ def check_answer(kind: str, value: Any, where: str) -> None:
         fine = isinstance(value, str)
     if not fine:
         raise DataError(f"{where}: the right {_ANSWERS[kind]} is {str(value)[:80]!r}")
-
-
-def _whole_end(descriptor: int) -> int:
-    """Return where the last whole line ends."""
-    end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _write_all(descriptor: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, at)
-        view, at = view[written:], at + written
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,19 +8,17 @@ question is asked; one that was cut by a crash is no answer.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub.data.append import append_lines
 from adapterhub.data.example import Example
 from adapterhub.errors import DataError, FileMissing
-from adapterhub.registry.disk import sync_folder
 
 from .votes import Votes
 
@@ -61,20 +59,7 @@ def read_corrections(path: Path) -> list[Correction]:
 def append_corrections(path: Path, corrections: Iterable[Correction]) -> None:
     """Add corrections to a file and force them to the disk; what a crash left of a last line is cut off before."""
     text = "".join(json.dumps(each.to_record(), ensure_ascii=False) + "\n" for each in corrections)
-    new = not path.exists()
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # two reviewers may share a file
-        file.seek(0)
-        whole, last = _split(file.read())
-        if last and not _is_whole(last):
-            file.truncate(whole)
-        elif last:
-            text = "\n" + text
-        file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        sync_folder(path.parent)
+    append_lines(path, text.encode("utf-8"), keep=_is_whole)
 
 
 def latest(corrections: Iterable[Correction]) -> dict[str, Correction]:
@@ -135,12 +120,6 @@ def _parse(line: bytes, where: str) -> Correction:
             raise DataError(f"{where}: {name} is {json.dumps(record[name])[:80]}; expected text or null")
     old, text = record.get("old"), record.get("text")
     return Correction(record["id"], old, record["label"], record["by"], record["at"], text)
-
-
-def _split(content: bytes) -> tuple[int, bytes]:
-    """Return where the last line begins, and that line where it has no end."""
-    whole = content.rfind(b"\n") + 1
-    return whole, content[whole:]
 
 
 def _is_whole(line: bytes) -> bool:

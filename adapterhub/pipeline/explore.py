@@ -6,7 +6,6 @@ What one likes is kept: a text with its right label as a gold row, a prompt as a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from adapterhub.data.append import append_lines
 from adapterhub.data.example import Example, collect_labels
 from adapterhub.data.prompt import input_field
 from adapterhub.data.task import TaskSpec
@@ -150,12 +150,7 @@ class Explorer:
 def save_gold(path: Path, text: str, label: str) -> None:
     """Add a row with its right label to a JSONL file; it is on the disk when this returns."""
     line = json.dumps({"text": text, "label": label, "source": "gold"}, ensure_ascii=False) + "\n"
-    with path.open("a+b") as file:
-        file.seek(0)
-        torn = (content := file.read()) and not content.endswith(b"\n")
-        file.write((("\n" if torn else "") + line).encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(path, line.encode("utf-8"), keep=_is_json)
 
 
 def save_voter(path: Path, voter: PromptVoter) -> None:
@@ -176,6 +171,14 @@ def save_voter(path: Path, voter: PromptVoter) -> None:
     if len(_voters_in(longer)) != len(before.voters) + 1:
         raise UsageError(f"{path}: nothing can be added at its end; put this under `voters`:\n{line}")
     replace_file(path, longer)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _voters_in(text: str) -> Sequence[Any]:
