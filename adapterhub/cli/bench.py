@@ -15,7 +15,7 @@ from adapterhub.bench.workload import Popularity, Workload
 from adapterhub.errors import ConfigError, EndpointError, UsageError
 
 from .bench_table import tell
-from .shared import JsonOption, console, emit
+from .shared import JsonOption, console, emit, names_in
 
 if TYPE_CHECKING:
     from adapterhub.bench.drive import Load
@@ -85,7 +85,7 @@ def serve_command(
         raise UsageError("--rates and --concurrency are two ways to load a server; give one")
     if plot is not None and not plot.absolute().parent.is_dir():
         raise UsageError(f"--plot {str(plot)!r}: there is no such folder; make it first")
-    named = tuple(dict.fromkeys(part.strip() for part in models.split(",") if part.strip()))
+    named = tuple(dict.fromkeys(names_in(models)))
     asked = Workload(named, popularity, prompt_words, max_tokens, chat, ignore_eos, seed)
     duration = 30.0 if requests is None and seconds is None else seconds
     if concurrency is not None:

@@ -15,7 +15,7 @@ import typer
 
 from adapterhub.errors import UsageError
 
-from .shared import RegistryOption, console
+from .shared import RegistryOption, console, names_in
 from .sizes import parse_size, parse_weights
 
 
@@ -101,7 +101,7 @@ def serve(
     limits = ServerLimits(parse_size(max_body, "--max-body"), max_requests, max_seconds)
     options = ServerOptions(host, port, api_key, keys, insecure, drain_seconds, limits, feedback)
     check_exposure(options)
-    refs = tuple(part.strip() for part in adapters.split(",") if part.strip())
+    refs = tuple(names_in(adapters))
     located = Registry.locate(registry)
     if registry is not None and not located.is_dir():
         raise UsageError(f"there is no registry at {str(located)!r}; publish something there first")

@@ -28,6 +28,16 @@ def console() -> Console:
     return Console(stderr=True, soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """Print a line for people as it is, without colours for what looks like numbers or markup."""
+    console().print(text, highlight=False, markup=False)
+
+
+def names_in(text: str | None) -> list[str]:
+    """Return the names of "a, b,c"; none for nothing."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
 def emit(record: Any) -> None:
     """Print one JSON value on one line of stdout."""
     sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from adapterhub.errors import UsageError
-from adapterhub.registry.disk import sync_folder, temporary_name
+from adapterhub.registry.disk import replacing
 
 from .rows import Rows
 
@@ -41,7 +39,7 @@ def write_split(path: Path, rows: Rows, reasons: Reasons, first: int = 0) -> tup
 
     Both are whole or as they were before; rows are written as they were read. Returns how many were kept and dropped.
     """
-    with replacing(dropped_path(path)) as file:
+    with replacing(dropped_path(path)) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
         for row in sorted(reasons):
             file.write(_line(explained(rows.record(row), reasons[row])))
     kept = write_rows(path, rows, (row for row in range(first, len(rows)) if row not in reasons))
@@ -56,7 +54,7 @@ def write_rows(
 ) -> int:
     """Write the chosen rows, each as `change` makes it, in one step; return how many they were."""
     count = 0
-    with replacing(path) as file:
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
         for row in chosen:
             file.write(_line(change(row, rows.record(row))))
             count += 1
@@ -67,23 +65,6 @@ def explained(record: Mapping[str, Any], reason: Mapping[str, Any]) -> dict[str,
     """Return a row with the reason in front; a field of its own of the same name goes by `own_` and that name."""
     own = {f"own_{name}" if name in reason else name: value for name, value in record.items()}
     return {**reason, **own}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """Yield a file to write to that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(temporary_name())
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.absolute().parent)
 
 
 def _line(record: Any) -> str:

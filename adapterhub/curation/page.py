@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .output import replacing
+from adapterhub.registry.disk import replacing
+
 from .rows import Rows
 
 _SHOWN = 8
@@ -32,7 +33,7 @@ def write_page(
 ) -> None:
     """Write the page in one step. `scores` are float32 [rows] each; `suspects` say what is suggested for which row."""
     names, labels = rows.label_indices()
-    with replacing(path) as file:
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
         file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>')
         file.write(f"<style>{_STYLE}</style><h1>{escape(title)}</h1>")
         file.write(f"<p>{len(rows):,} rows, {len(names)} labels, {len(suspects):,} suspicious rows.</p>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.registry.disk import temporary_name
+from adapterhub.registry.disk import replacing
 
 if TYPE_CHECKING:
     from .forecast import TaskForecast
@@ -45,12 +45,8 @@ def draw(found: TaskForecast, path: Path) -> None:
     axes.axvline(sizes[-1], color=_GREY, linewidth=0.8)
     axes.annotate(" forecast", (sizes[-1], 1), xycoords=("data", "axes fraction"), va="top", color=_GREY, fontsize=8)
     _finish(axes, [*sizes, 2 * sizes[-1], limit], found)
-    temporary = path.with_name(temporary_name() + ".png")
-    try:
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _finish(axes: Any, ticks: list[int], found: TaskForecast) -> None:

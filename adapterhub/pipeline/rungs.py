@@ -13,7 +13,7 @@ from adapterhub.curation.ladder import Ladder
 from adapterhub.curation.nested import nested_order
 from adapterhub.data.example import Example
 from adapterhub.errors import UsageError
-from adapterhub.registry.disk import temporary_name
+from adapterhub.registry.disk import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,13 +85,8 @@ class Outcomes:
         import numpy as np
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / temporary_name()
-        try:
-            with temporary.open("xb") as file:
-                np.save(file, np.asarray(wrong, np.float32))
-            temporary.replace(self._folder / f"{key}.npy")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self._folder / f"{key}.npy") as temporary, temporary.open("xb") as file:
+            np.save(file, np.asarray(wrong, np.float32))
 
     def ladder(self, sizes: Sequence[int], keys: Sequence[str]) -> Ladder:
         """Return the ladder of rungs that are all known; keys in the order of sizes, then seeds."""

@@ -57,9 +57,17 @@ def write_file(path: Path, text: str) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Put `text` at `path` so that every reader sees the old file or the new one, never a part."""
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that takes the place of `path` when the block ends, whole and on the disk."""
     temporary = path.with_name(temporary_name())
     try:
-        write_file(temporary, text)
+        yield temporary
+        sync_file(temporary)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):

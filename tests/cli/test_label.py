@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from adapterhub.cli.label import register
-from adapterhub.cli.label.options import parse_balance, parse_labels
+from adapterhub.cli.label.options import parse_balance
+from adapterhub.cli.shared import names_in
 from adapterhub.data.files import read_examples
 from adapterhub.errors import AdapterHubError, DataError, UsageError
 from adapterhub.labeling.lineage import read_lineage, write_lineage
@@ -251,7 +252,7 @@ def test_balances_and_labels_are_read() -> None:
     assert parse_balance(" ") is None
     assert parse_balance("a=0.25, b c = 0.75") == {"a": 0.25, "b c": 0.75}
     assert parse_balance("a=b=1") == {"a=b": 1.0}
-    assert parse_labels(" a, b,,c ") == ["a", "b", "c"]
+    assert names_in(" a, b,,c ") == ["a", "b", "c"]
     for text in ("a", "a=x", "=1", "a=1,a=2"):
         with pytest.raises(UsageError, match="--balance"):
             parse_balance(text)

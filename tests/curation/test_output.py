@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.curation.output import check_output, dropped_path, explained, replacing, write_rows, write_split
+from adapterhub.curation.output import check_output, dropped_path, explained, write_rows, write_split
 from adapterhub.curation.page import write_page
 from adapterhub.errors import UsageError
+from adapterhub.registry.disk import replacing
 from tests.curation.making import rows_of
 
 ROWS = [{"text": "a", "label": "<x>"}, {"text": "b & <b>", "label": "y", "reason": "mine"}, {"text": "ç"}]
@@ -40,8 +41,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     out.write_text("old")
 
     def write_half() -> None:
-        with replacing(out) as file:
-            file.write("half")
+        with replacing(out) as temporary:
+            temporary.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -38,11 +38,6 @@ TemplateOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of what is drawn.")]
 
 
-def say(text: str) -> None:
-    """Print a line for people as it is."""
-    console().print(text, highlight=False, markup=False)
-
-
 def read(paths: list[Path], kind: str | None = None, template: str | None = None) -> Rows:
     """Read rows. Raises UsageError for a kind there is not, and as `Rows.read` does."""
     from adapterhub.curation.rows import Rows

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.shared import JsonOption, emit, say
 
-from .common import BaseOption, FileArgument, KindOption, PoolingOption, TemplateOption, features_of, read, say
+from .common import BaseOption, FileArgument, KindOption, PoolingOption, TemplateOption, features_of, read
 
 
 def register(group: typer.Typer) -> None:
@@ -49,12 +49,7 @@ def embed(
 def _write(path: Path, features: object) -> None:
     import numpy as np
 
-    from adapterhub.registry.disk import temporary_name
+    from adapterhub.registry.disk import replacing
 
-    temporary = path.with_name(temporary_name())
-    try:
-        with temporary.open("xb") as file:
-            np.save(file, features)  # type: ignore[arg-type]
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        np.save(file, features)  # type: ignore[arg-type]

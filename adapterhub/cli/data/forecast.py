@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, RegistryOption, SetOption, console, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, SetOption, console, emit, say
 from adapterhub.cli.train_progress import progress_for
 
-from .common import BaseOption, percent, say
+from .common import BaseOption, percent
 
 if TYPE_CHECKING:
     from rich.table import Table

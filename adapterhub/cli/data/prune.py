@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.shared import JsonOption, emit, say
 
 from .common import (
     BaseOption,
@@ -20,7 +20,6 @@ from .common import (
     note_lineage,
     percent,
     read,
-    say,
 )
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.shared import JsonOption, emit, say
 
 from .common import (
     BaseOption,
@@ -19,7 +19,6 @@ from .common import (
     TemplateOption,
     features_of,
     read,
-    say,
 )
 
 if TYPE_CHECKING:

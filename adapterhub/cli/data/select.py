@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.shared import JsonOption, emit, say
 
 from .common import (
     BaseOption,
@@ -19,7 +19,6 @@ from .common import (
     features_of,
     note_lineage,
     read,
-    say,
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapterhub.cli.base import base_progress
-from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit, names_in
 
 if TYPE_CHECKING:
     from adapterhub.labeling.apply import FunctionReport
@@ -56,7 +56,7 @@ def apply_command(
     from adapterhub.pipeline.vote import vote
     from adapterhub.registry.store import Registry
 
-    names = [name.strip() for name in (labels or "").split(",") if name.strip()]
+    names = names_in(labels)
     with _bar() as watch, base_progress() as progress:
         votes, found = vote(
             voters,
@@ -81,7 +81,8 @@ def apply_command(
 def _print(votes: Votes, found: Gathered, out: Path) -> None:
     from collections import Counter
 
-    from adapterhub.cli.registry.tables import print_table, say
+    from adapterhub.cli.registry.tables import print_table
+    from adapterhub.cli.shared import say
 
     errors = {each.name: each.errors for each in found.functions}
     asked = {each.voter: each.asked for each in found.casts}
@@ -109,7 +110,7 @@ def _print(votes: Votes, found: Gathered, out: Path) -> None:
 
 
 def _print_troubles(report: FunctionReport) -> None:
-    from adapterhub.cli.registry.tables import say
+    from adapterhub.cli.shared import say
     from adapterhub.labeling.apply import SHOWN
 
     for each in report.troubles[:SHOWN]:

@@ -65,7 +65,8 @@ def stage(what: str) -> Iterator[None]:
 
 
 def _print(found: Audit, out: Path | None) -> None:
-    from adapterhub.cli.registry.tables import print_table, say
+    from adapterhub.cli.registry.tables import print_table
+    from adapterhub.cli.shared import say
 
     rows = [
         {

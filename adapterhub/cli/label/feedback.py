@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.cli.registry.tables import say
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.shared import JsonOption, emit, say
 
 
 def register(group: typer.Typer) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.registry.tables import print_table, say
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.registry.tables import print_table
+from adapterhub.cli.shared import JsonOption, emit, names_in, say
 
-from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance, parse_labels
+from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance
 
 if TYPE_CHECKING:
     from adapterhub.labeling.labelled import Written
@@ -53,7 +53,7 @@ def fit_command(
 
     if keep_uncovered and data is None:
         raise UsageError("--keep-uncovered needs --data; without it every row is written")
-    shares, names = parse_balance(balance), parse_labels(labels)
+    shares, names = parse_balance(balance), names_in(labels)
     if multilabel:
         read = read_votes(votes)
         found: Any = fit_multilabel(read, model, shares, names, gold=gold)

@@ -48,8 +48,3 @@ def parse_balance(text: str) -> Mapping[str, float] | None:
             raise UsageError(f"--balance names {name!r} twice; give each label one share")
         shares[name] = share
     return shares
-
-
-def parse_labels(text: str) -> list[str]:
-    """Return the labels of "a,b,c"."""
-    return [name.strip() for name in text.split(",") if name.strip()]

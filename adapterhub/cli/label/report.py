@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.registry.tables import print_table, say
-from adapterhub.cli.shared import JsonOption, emit
+from adapterhub.cli.registry.tables import print_table
+from adapterhub.cli.shared import JsonOption, emit, names_in, say
 
-from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance, parse_labels
+from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance
 
 if TYPE_CHECKING:
     from adapterhub.labeling.analysis import VotesReport
@@ -44,7 +44,7 @@ def report_command(
     from adapterhub.labeling.label_model import fit_votes
     from adapterhub.labeling.page import write_page
 
-    shares, names = parse_balance(balance), parse_labels(labels)
+    shares, names = parse_balance(balance), names_in(labels)
     read = _read(votes, [*names, *(shares or ())], one_label, gold)
     told = None if gold_file is None else _gold(gold_file, read.ids, one_label)
     found = analyse(fit_votes(read, model, shares, gold=gold), told)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, console, emit
+from adapterhub.cli.shared import JsonOption, console, emit, names_in
 from adapterhub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def review_command(
     if export is not None and filled is not None:
         raise UsageError("give --export or --import, not both")
     items = read_queue(file, None if data is None else read_rows(data))
-    names = list(dict.fromkeys([*_split(labels), *labels_of(items)]))
+    names = list(dict.fromkeys([*names_in(labels), *labels_of(items)]))
     known = latest(read_corrections(corrections)) if corrections.exists() else {}
     who = by or _user()
     left = [item for item in items if item.id not in known][:limit]
@@ -156,10 +156,6 @@ def _told(text: str, json: bool, **record: object) -> None:
         emit(record)
     else:
         console().print(text, markup=False, highlight=False)
-
-
-def _split(labels: str | None) -> list[str]:
-    return [name.strip() for name in (labels or "").split(",") if name.strip()]
 
 
 def _user() -> str:

@@ -9,9 +9,9 @@ import typer
 
 from adapterhub.cli.base import base_progress
 from adapterhub.cli.hub import BaseOption, LabelsOption, PadTokenOption, report, split_labels
-from adapterhub.cli.shared import JsonOption, RegistryOption, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, emit, say
 
-from .tables import RefArgument, open_registry, say
+from .tables import RefArgument, open_registry
 
 
 def register(group: typer.Typer) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from adapterhub.cli.base import base_progress
-from adapterhub.cli.shared import JsonOption, RegistryOption, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, emit, say
 
 from .judge import print_comparison, watched
-from .tables import BasesOption, RefArgument, WhyOption, open_registry, print_rows, say
+from .tables import BasesOption, RefArgument, WhyOption, open_registry, print_rows
 
 
 def register(group: typer.Typer) -> None:

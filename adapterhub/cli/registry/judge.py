@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterhub.cli.base import base_progress
-from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit, say
 
-from .tables import BasesOption, RefArgument, open_registry, print_table, say
+from .tables import BasesOption, RefArgument, open_registry, print_table
 
 if TYPE_CHECKING:
     from adapterhub.pipeline.compare import Comparison

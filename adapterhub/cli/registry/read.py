@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterhub.cli.base import base_progress
-from adapterhub.cli.shared import JsonOption, RegistryOption, emit
+from adapterhub.cli.shared import JsonOption, RegistryOption, emit, say
 
-from .tables import BasesOption, RefArgument, open_registry, print_rows, print_table, say
+from .tables import BasesOption, RefArgument, open_registry, print_rows, print_table
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import Registry

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.shared import console, emit
+from adapterhub.cli.shared import console, emit, say
 
 if TYPE_CHECKING:
     from adapterhub.registry.store import Registry
@@ -27,11 +27,6 @@ def open_registry(option: Path | None) -> Registry:
     from adapterhub.registry.store import Registry
 
     return Registry(Registry.locate(option))
-
-
-def say(text: str) -> None:
-    """Print a line for people as it is, without colours for what looks like numbers or markup."""
-    console().print(text, highlight=False, markup=False)
 
 
 def print_rows(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...], json: bool) -> None:
