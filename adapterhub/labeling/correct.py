@@ -10,9 +10,9 @@ from adapterhub.data.example import Example
 from adapterhub.data.files import read_examples
 from adapterhub.registry.disk import replace_file
 
-from .corrections import GOLD, corrected, latest, lineage_of, read_corrections, with_gold
+from .corrections import corrected, latest, lineage_of, read_corrections, with_gold
 from .lineage import file_hash, read_lineage, write_lineage
-from .votes import read_votes, write_votes
+from .votes import GOLD, read_votes, write_votes
 
 
 def correct_rows(rows: Path, corrections: Path, out: Path) -> tuple[int, int]:

@@ -20,9 +20,7 @@ from adapterhub.data.append import append_lines
 from adapterhub.data.example import Example
 from adapterhub.errors import DataError, FileMissing
 
-from .votes import Votes
-
-GOLD = "gold"
+from .votes import GOLD, Votes
 
 
 @dataclass(frozen=True)

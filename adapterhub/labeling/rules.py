@@ -17,7 +17,7 @@ from .code_hash import code_hash
 from .functions import AnyFunction, LabelingFunction, ModelFunction
 
 # What stands in votes beside voters, or is a voter of its own.
-_TAKEN = ("id", "gold")
+_TAKEN = ("id", "gold")  # not `votes.GOLD`: processes that run rules need no arrays
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from adapterhub.registry.disk import replace_file
 
 # In the matrix; in files an abstain is an empty cell, and in code that people write the constant ABSTAIN.
 NO_VOTE = -1
+# The voter that says what people said.
+GOLD = "gold"
 _ID = "id"
 
 

@@ -139,7 +139,7 @@ def forecast(
     seeds = range(recipe.training.seed, recipe.training.seed + (plan.seeds or SEEDS[by]))
     rungs = rungs_of(splits.train, sizes, seeds)
     if by == "adapters":
-        prepared = prepare(recipe, registry, progress)
+        prepared = prepare(recipe, registry, progress, splits)
         base, folder = prepared.base, run_folder([prepared], cache_root() / "forecasts")
         keys = [rung.key(splits.train, rung.seed) for rung in rungs]
         with held(folder):

@@ -42,12 +42,13 @@ class Gathered:
     functions: list[FunctionReport] = field(default_factory=list)
     casts: list[Cast] = field(default_factory=list)
 
-    def add(self, name: str, column: Sequence[str | None], record: Mapping[str, Any], source: Path) -> None:
-        """Take one voter's column; raises UsageError where another has its name."""
-        if name in self.columns:
-            raise UsageError(f"{source}: another voter is called {name!r} already; name each otherwise")
+    def add(self, source: Path, said: Mapping[str, tuple[Sequence[str | None], Mapping[str, Any]]]) -> None:
+        """Take the columns of a file's voters, each with what it was; raises UsageError where a name is taken."""
         place = {"file": str(source.resolve()), "source": source_hash(source)}
-        self.columns[name], self.voters[name] = column, {**record, **place}
+        for name, (column, record) in said.items():
+            if name in self.columns:
+                raise UsageError(f"{source}: another voter is called {name!r} already; name each otherwise")
+            self.columns[name], self.voters[name] = column, {**record, **place}
 
     def votes(self, ids: Sequence[str], labels: Sequence[str] = ()) -> Votes:
         """Return the votes of all; `labels` come first, in their order."""
@@ -120,10 +121,9 @@ def _functions(
         models=OwnModels(registry, progress, base),
         advance=watch(source.name, len(examples) * len(rules.functions)),
     )
-    for report in applied.reports:
-        record = {"kind": "function", "hash": report.hash, "where": report.where}
-        found.add(report.name, applied.votes.column(report.name), record, source)
-        found.functions.append(report)
+    records = {each.name: {"kind": "function", "hash": each.hash, "where": each.where} for each in applied.reports}
+    found.add(source, {name: (applied.votes.column(name), record) for name, record in records.items()})
+    found.functions += applied.reports
 
 
 def _models(
@@ -137,10 +137,9 @@ def _models(
 ) -> None:
     file = read_voters(source)
     with _hub(file, base, registry, progress) as hub:
-        for voter in file.voters:
-            cast = _watched(voter, examples, hub, watch)
-            found.add(cast.voter, cast.votes, cast.to_record(), source)
-            found.casts.append(cast)
+        casts = [_watched(voter, examples, hub, watch) for voter in file.voters]
+    found.add(source, {cast.voter: (cast.votes, cast.to_record()) for cast in casts})
+    found.casts += casts
 
 
 def _watched(voter: Voter, examples: Sequence[Example], hub: AdapterHub, watch: Watch) -> Cast:
@@ -181,10 +180,12 @@ def _file(found: Gathered, source: Path, examples: Sequence[Example]) -> None:
     if not any(example.id in places for example in examples):
         raise DataError(f"{source}: none of its ids is that of a row; the column id joins votes and rows")
     known = (read_lineage(source) or {}).get("voters") or {}
+    said = {}
     for name in votes.voters:
         column = votes.column(name)
         joined = [column[places[row.id]] if row.id in places else None for row in examples]
-        found.add(name, joined, known.get(name) or {"kind": "file", "hash": _hash(joined)}, source)
+        said[name] = (joined, known.get(name) or {"kind": "file", "hash": _hash(joined)})
+    found.add(source, said)
 
 
 def _check_labels(found: Gathered, labels: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     from adapterhub.labeling.corrections import lineage_of, read_corrections, with_gold
     from adapterhub.labeling.label_model import fit_votes
     from adapterhub.labeling.labelled import TRUSTED, WEAK, fit_record, matrix_hash
-    from adapterhub.labeling.votes import NO_VOTE
+    from adapterhub.labeling.votes import GOLD, NO_VOTE
 
     section = recipe.labelling
     assert section is not None
@@ -54,7 +54,7 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     if section.corrections is not None:
         corrections = read_corrections(recipe.resolve(section.corrections))
         votes = with_gold(votes, corrections)
-        voters["gold"] = lineage_of(recipe.resolve(section.corrections), corrections)
+        voters[GOLD] = lineage_of(recipe.resolve(section.corrections), corrections)
     if not (votes.matrix != NO_VOTE).any():
         raise DataError(f"{data}: no voter votes on any row; there is nothing to learn from")
     fit = fit_votes(votes, section.model, section.balance)

@@ -50,25 +50,28 @@ class Prepared:
         return TrainingJob(self.recipe, self.base, self.spec, rows, splits.validation, splits.test, init)
 
 
-def prepare(recipe: Recipe, registry: Registry, progress: Progress) -> Prepared:
-    """Read, open and check everything that a recipe names.
+def prepare(recipe: Recipe, registry: Registry, progress: Progress, splits: Splits | None = None) -> Prepared:
+    """Read, open and check everything that a recipe names; `splits` are its rows where they were read before.
 
     Raises ConfigError, DataError, FileMissing, BaseNotFound, BaseError, BaseMismatch (the task is bound to another
     base, or `init` is), RefNotFound, and UsageError where nothing can be written to the registry.
     """
-    progress.stage(f"{recipe.task}: reading {recipe.data.train}")
-    splits = read_splits(recipe, registry, progress.stage)
     base = open_base(recipe.base_name, progress=_Stages(progress))
     refuse_base_name(recipe.task)
     registry.check_base(recipe.task, base.fingerprint)
     check_writable(registry.root / recipe.task)
+    init = None if recipe.init is None else _init(recipe.init, base, registry)
+    if splits is None:
+        # After what is quick to check: where a recipe makes its labels, many voters are asked here.
+        progress.stage(f"{recipe.task}: reading {recipe.data.train}")
+        splits = read_splits(recipe, registry, progress.stage)
     spec = make_spec(recipe, base, splits.labels)
     check_outside(base, spec, splits)
     progress.stage(
         f"{recipe.task}: {len(splits.train)} rows to train on, {len(splits.validation)} to validate on"
         f"{f' ({splits.held_out})' if splits.held_out else ''}; base {base.name}"
     )
-    return Prepared(recipe, splits, base, spec, None if recipe.init is None else _init(recipe.init, base, registry))
+    return Prepared(recipe, splits, base, spec, init)
 
 
 def _init(ref: str, base: Base, registry: Registry) -> Version:

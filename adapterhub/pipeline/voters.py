@@ -176,20 +176,24 @@ def _cast_by_endpoint(voter: EndpointVoter, examples: Sequence[Example], watch: 
     cache = AnswerCache(cache_root() / "answers" / "endpoints.sqlite")
     headers = _headers(voter)
     code, votes, asked = voter.vote_hash(), [], 0
-    for example in examples:
-        try:
-            text = render_text(PromptSpec(template=voter.prompt), example.fields)
-        except InvalidRequest as error:
-            raise DataError(f"{example.where}: {error}") from error
-        key = f"{code}:{_text_hash({'prompt': text})}"
-        said = cache.get([key]).get(key)
-        if said is None:
-            said, asked = _ask(voter, headers, text), asked + 1
-            cache.put({key: said})
-        votes.append(named_first(said, voter.words))
+    texts = [_rendered(voter, example) for example in examples]
+    keys = [f"{code}:{_text_hash({'prompt': text})}" for text in texts]
+    known = cache.get(keys)
+    for key, text in zip(keys, texts, strict=True):
+        if key not in known:
+            known[key], asked = _ask(voter, headers, text), asked + 1
+            cache.put({key: known[key]})  # at once: answers may cost money
+        votes.append(named_first(known[key], voter.words))
         watch(voter.name, len(votes), len(examples))
     about = {"endpoint": voter.endpoint, "model": voter.model}
     return Cast(voter.name, votes, "endpoint", code, asked, about)
+
+
+def _rendered(voter: EndpointVoter, example: Example) -> str:
+    try:
+        return render_text(PromptSpec(template=voter.prompt), example.fields)
+    except InvalidRequest as error:
+        raise DataError(f"{example.where}: {error}") from error
 
 
 def _headers(voter: EndpointVoter) -> dict[str, str]:

@@ -15,6 +15,7 @@ from adapterhub.errors import ConfigError, DataError, EndpointError, UsageError
 from adapterhub.labeling.prompts import AdapterVoter, EndpointVoter, PromptVoter
 from adapterhub.pipeline.voters import cast_votes
 from adapterhub.registry.store import Registry
+from adapterhub.server.access import Access
 from tests.server.publishing import LABELS, make_base, publish
 from tests.server.running import running
 
@@ -168,7 +169,7 @@ def test_a_server_that_refuses_or_is_gone_is_told(hub: AdapterHub, monkeypatch: 
 
 def test_a_key_is_sent(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOTER_KEY", "right")
-    with running(hub, api_key="right") as server:
+    with running(hub, access=Access(api_key="right")) as server:
         assert len(cast_votes(asked_elsewhere(server.port, key_variable="VOTER_KEY"), ROWS[:1], hub).votes) == 1
         monkeypatch.setenv("VOTER_KEY", "wrong")
         with pytest.raises(EndpointError, match="answered 401"):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from adapterhub.errors import UsageError
-from adapterhub.labeling.votes import NO_VOTE, Votes
+from adapterhub.labeling.votes import GOLD, NO_VOTE, Votes
 
 from .dawid_skene import Fitted, balance_of_majority, dawid_skene
 from .dependence import Clustering, cluster_votes, find_clusters
@@ -19,7 +19,6 @@ from .table import Patterns, patterns_of, posterior
 
 ModelKind = Literal["majority", "dawid-skene", "metal"]
 MODELS: tuple[str, ...] = ("auto", "majority", "dawid-skene", "metal")
-GOLD = "gold"
 _TIE = 1e-9
 
 
