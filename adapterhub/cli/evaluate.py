@@ -12,11 +12,9 @@ import typer
 from adapterhub.errors import DataError, UsageError
 
 from .predict import BaseOption, RefArgument, check_options, open_hub
-from .shared import JsonOption, RegistryOption, console, emit
+from .shared import JsonOption, RegistryOption, console, emit, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from adapterhub import recipe
     from adapterhub.data.example import Example
     from adapterhub.data.task import TaskSpec
@@ -78,20 +76,14 @@ def evaluate(
         told = _shown(spec, zero_shot=zero_shot, few_shot=few_shot, shots=shots)
         metrics = _measure(hub, target, spec, kind, examples, outside, max_tokens)
         bare = {count: measure_bare(hub, spec, examples, rows, _with_progress) for count, rows in told.items()}
-    if as_json:
-        record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
-        if out_of_scope is not None:
-            record |= {"out_of_scope": str(out_of_scope), "out_of_scope_rows": len(outside)}
-        beside = [{"shots": count, "metrics": _records(found)} for count, found in bare.items()]
-        emit({**record, "metrics": _records(metrics), **({"base": beside} if beside else {})})
+    if not as_json:
+        _tell(f"{ref} on {len(examples)} rows of {data}", metrics, bare)
         return
-    screen = console()
-    screen.print(f"{ref} on {len(examples)} rows of {data}", markup=False, highlight=False)
-    _print(screen, metrics)
-    for count, found in bare.items():
-        what = f"after {count} answered rows" if count else "told no answers"
-        screen.print(f"the base without an adapter, {what}", markup=False, highlight=False)
-        _print(screen, found)
+    record = {"ref": ref, "digest": target.digest, "data": str(data), "rows": len(examples)}
+    if out_of_scope is not None:
+        record |= {"out_of_scope": str(out_of_scope), "out_of_scope_rows": len(outside)}
+    beside = [{"shots": count, "metrics": _records(found)} for count, found in bare.items()]
+    emit({**record, "metrics": _records(metrics), **({"base": beside} if beside else {})})
 
 
 def _check_shots(shots: Path | None, few_shot: int | None) -> None:
@@ -120,7 +112,17 @@ def _records(metrics: Mapping[str, Metric]) -> dict[str, Any]:
     return {name: metric.to_record() for name, metric in metrics.items()}
 
 
-def _print(screen: Console, metrics: Mapping[str, Metric]) -> None:
+def _tell(head: str, metrics: Mapping[str, Metric], bare: Mapping[int, Mapping[str, Metric]]) -> None:
+    """Print the version's metrics, and the base's by how many answered rows it was shown."""
+    say(head)
+    _print(metrics)
+    for count, found in bare.items():
+        say(f"the base without an adapter, {f'after {count} answered rows' if count else 'told no answers'}")
+        _print(found)
+
+
+def _print(metrics: Mapping[str, Metric]) -> None:
+    screen = console()
     for name, metric in metrics.items():
         screen.print(f"  {name:<19} {metric.value:.4f}  (95% interval {metric.low:.4f} to {metric.high:.4f})")
 

@@ -33,12 +33,13 @@ class Rows:
 
     Arrays over rows: `answers` uint64, equal for equal gold answers, NO_ANSWER where there is none; `ranks` int8 from
     UNLABELLED to GOLD; `weights` float64. `labels` are those of classification rows, the likeliest of `probs` where
-    there is no gold one, None where there is neither.
+    there is no gold one, None where there is neither. `counts` says how many rows each file has.
     """
 
     def __init__(self, kind: Kind, template: str | None = None) -> None:
         self.kind, self.template = kind, template
         self.labels: list[str | None] = []
+        self.counts: list[int] = []
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as there are rows to read
         weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
@@ -54,8 +55,10 @@ class Rows:
         rows = cls(likely_kind(paths[0]) if kind is None else kind, template)
         names: dict[str | None, str | None] = {}
         for path in paths:
+            before = len(rows)
             for record, example in read_rows(path, rows.kind, labelled=False):
                 rows._append(record, example, names)
+            rows.counts.append(len(rows) - before)
         rows._file.flush()
         return rows
 

@@ -62,14 +62,12 @@ def dedup(
     """
     from adapterhub.curation.duplicates import Rules, find_duplicates, reasons_of
     from adapterhub.curation.output import check_output, dropped_path, write_split
+    from adapterhub.data.files import likely_kind
 
     sources = [file] if against is None else [against, file]
     check_output(out, *sources)
-    rows = read(sources[-1:], kind, template)
-    held = 0
-    if against is not None:
-        both = read(sources, rows.kind, template)
-        held, rows = len(both) - len(rows), both
+    rows = read(sources, likely_kind(file) if kind is None else kind, template)
+    held = sum(rows.counts[:-1])  # the rows of the other file stay
     vectors = features_of(rows.texts(), len(rows), base, pooling)[0] if features else None
     rules = Rules(normalise, near_threshold if near else None, feature_threshold if features else None)
     found = find_duplicates(rows, rules, held=held, features=vectors)
