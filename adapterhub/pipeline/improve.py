@@ -84,6 +84,8 @@ def improve(
     record = {**recipe.to_record(), **({} if current is None or fresh else {"init": current.ref})}
 
     def taught(splits: Splits) -> Splits:
+        nonlocal found
+        found = _without_measured(found, [*splits.validation, *splits.test], recipe)
         rows = with_lessons(without(splits.train, found.held, recipe.kind), found.learnt, recipe.kind)
         return replace(splits, train=rows)
 
@@ -108,7 +110,8 @@ def _judge(
     new = outcome.published
     if new.digest == current.digest:
         return Improved(current, outcome, found, None, promoted=False, why="training changed nothing")
-    rows = [*_test_rows(recipe, current), *found.held]
+    kept = _test_rows(recipe, current)
+    rows = [*kept, *without(found.held, kept, recipe.kind)]
     if not rows:
         raise DataError(
             f"{recipe.path}: there are neither test rows nor held-out feedback to compare on, so {new.ref} was not "
@@ -124,6 +127,15 @@ def _judge(
     expected = [current.version if alias in current.aliases else None]
     registry.alias(recipe.task, alias, new.ref, why=f"improve: {told}", expected=expected)
     return Improved(current, outcome, found, comparison, promoted=True, why=told)
+
+
+def _without_measured(found: Lessons, measured: Sequence[Example], recipe: Recipe) -> Lessons:
+    """Return lessons without those that ask what validation or test rows ask: learnt, they would flatter themselves."""
+    learnt = without(found.learnt, measured, recipe.kind)
+    if (gone := len(found.learnt) - len(learnt)) == 0:
+        return found
+    told = f"{gone} rows ask what validation or test rows ask, and are not learnt from"
+    return replace(found, learnt=learnt, skipped=[*found.skipped, told])
 
 
 def _labels(recipe: Recipe, current: Version | None) -> tuple[str, ...] | None:

@@ -106,6 +106,17 @@ def test_three_rounds_on_a_task_that_drifts(tmp_path: Path) -> None:
     assert "improve: right on" in registry.history("toy")[-1].why
 
 
+def test_feedback_on_rows_that_are_measured_on_is_not_learnt_from(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    path = write_recipe(tmp_path, training={"steps": 2, "batch_size": 16})
+    splits = read_splits(load_recipe(path))
+    seen = [told(str(row.text), "red") for row in (splits.test[0], splits.validation[0])]
+    found = improve(load_recipe(path), [*seen, told("zzz", "red")], registry, Recorder(), share=0.0)
+    assert [row.text for row in found.lessons.learnt] == ["zzz"]
+    assert "2 rows ask what validation or test rows ask" in found.lessons.skipped[-1]
+    assert registry.resolve("toy").card().data["train"]["rows"] == len(splits.train) + 1
+
+
 def test_what_is_no_better_is_not_promoted(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     path = write_recipe(tmp_path)
