@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--stock", action="store_true", help="train classification recipes with stock PEFT too")
+    parser.add_argument("--stock-only", action="store_true", help="train classification recipes with stock PEFT alone")
     parser.add_argument("--few-shot", type=int, metavar="K", help="also ask the base with K answered training rows")
     parser.add_argument("--no-base", action="store_true", help="leave the zero-shot base out")
     parser.add_argument("--base-only", action="store_true", help="ask the zero-shot base alone, train nothing")
@@ -202,8 +203,9 @@ def main() -> None:
     for name in options.recipes:
         recipe = load(name, options.overrides)
         if not options.base_only:
-            train(name, options.seeds, options.overrides)
-            if options.stock and recipe.kind == "classification":
+            if not options.stock_only:
+                train(name, options.seeds, options.overrides)
+            if (options.stock or options.stock_only) and recipe.kind == "classification":
                 train_stock(name, options.seeds, options.overrides)
         if not options.no_base and "minilm" not in name:
             splits = read_splits(recipe)
