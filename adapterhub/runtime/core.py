@@ -289,7 +289,8 @@ class LoadedBase:
         told = sink if target.adapter is None else checked
         if target.digest is not None and target.task is not None and len(self._names) < MOST_ADAPTERS:
             self._names.setdefault(target.digest, f"{target.task}@{target.version}")
-        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight)
+        owner = None if target.asker is None else target.asker.name
+        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight, owner)
         if target.asker is not None:
             target.asker.admit(request.room)
         return request
