@@ -47,6 +47,10 @@ class Parts:
         """True where somebody is bounded."""
         return bool(self._left)
 
+    def binds(self, owner: str | None) -> bool:
+        """Return whether an owner is bounded."""
+        return owner in self._left
+
     def lift(self) -> None:
         """Pay all debts."""
         self._left.clear()

@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -124,8 +124,10 @@ class Scheduler:
     def _next(self) -> Plan:
         speaking = [row for row in self.running if row.output]
         step = self._begin(self._chunk if speaking else self.limits.step_tokens)
-        self._parts.begin(self._wanted(step, speaking), self.cost.fixed)
-        decode = self._decode(speaking)
+        said, read = Counter(row.request.owner for row in speaking), self._to_read(step)
+        wanted = {owner: min(tokens, step.full) for owner, tokens in (said + read).items() if owner is not None}
+        self._parts.begin(wanted, self.cost.fixed)
+        decode = self._decode(speaking, read)
         turns = [self._turn(step, share) for share in step.unfinished.keys() | step.lanes.keys()]
         heapq.heapify(turns)
         while turns and step.left > 0:
@@ -174,9 +176,9 @@ class Scheduler:
         lanes = {share: lanes for share in self.waiting.shares if (lanes := self.waiting.lanes(share, left_out))}
         return _Step(budget, budget, len(placed), set(placed), unfinished, lanes)
 
-    def _wanted(self, step: _Step, speaking: Sequence[Row]) -> dict[str, int]:
-        """Return how many tokens of the step each owner wants, of what could run now."""
-        wanted = Counter(row.request.owner for row in speaking)
+    def _to_read(self, step: _Step) -> Counter[str | None]:
+        """Return how many tokens of prompts each owner has that could run now."""
+        wanted: Counter[str | None] = Counter()
         for rows in step.unfinished.values():
             for row in rows:
                 wanted[row.request.owner] += max(1, len(row.request.tokens) - row.computed)
@@ -185,13 +187,18 @@ class Scheduler:
                 request = lane.waiters[0].request
                 if self._tiers.at_hand(lane.waiters[0]) and self._row_free(step, request):
                     wanted[request.owner] += len(request.tokens)
-        return {owner: min(tokens, step.full) for owner, tokens in wanted.items() if owner is not None}
+        return wanted
 
-    def _decode(self, speaking: Sequence[Row]) -> tuple[Row, ...]:
-        """Return the rows that say a token, each charged for it: all but those beyond their owner's part."""
+    def _decode(self, speaking: Sequence[Row], to_read: Container[str | None]) -> tuple[Row, ...]:
+        """Return the rows that say a token, each charged for it: all but those beyond their owner's part.
+
+        An owner with prompts to read has half of its part kept for them, else its rows would keep them out for ever.
+        """
         chosen = []
+        kept = {row.request.owner: self._parts.left(row.request.owner) / 2 for row in speaking}
         for row in sorted(speaking, key=lambda row: row.spoke) if self._parts.bound else speaking:
-            if self._parts.left(row.request.owner) > 0:
+            owner = row.request.owner
+            if self._parts.left(owner) > (kept[owner] if owner in to_read and self._parts.binds(owner) else 0):
                 self._parts.spend(row.request.owner, 1)
                 self._charge(row, OUTPUT_COST)
                 self._said += 1
@@ -209,7 +216,7 @@ class Scheduler:
         rows, lanes = step.unfinished.get(share), step.lanes.get(share)
         first = [rows[0].request.id] if rows else []
         first += [lanes[0].first] if lanes else []
-        bounded = self._parts.left(self._owner(step, share)) < math.inf
+        bounded = self._parts.binds(self._owner(step, share))
         return bounded, self.counters[share], min(first, default=0), share
 
     def _go_on(self, step: _Step, share: str) -> bool:

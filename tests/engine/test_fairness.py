@@ -170,3 +170,15 @@ def test_whatever_owners_ask_is_answered(asked: list[tuple[str, str, int, int]],
     rig.run()
     assert sorted(each.id for each in rig.done) == [each.id for each in requests]
     rig.assert_empty()
+
+
+def test_rows_of_a_bounded_owner_do_not_keep_its_prompts_out() -> None:
+    rig = Rig(rows=16)
+    for _ in range(10):
+        rig.ask(2, 400, share="a/flood", owner="flood")
+    rig.step()
+    rig.ask(2, 400, share="b/quiet", owner="quiet")
+    rig.step()
+    asked = [rig.ask(30, ask, share="a/flood", owner="flood") for ask in (Embed(), 1)]
+    for each in asked:
+        assert rig.steps_until(each) <= 30
