@@ -68,7 +68,7 @@ def make_keys(path: Path) -> Keys:
         return file.create(name, **rights)[1]
 
     return Keys(
-        made("user"),
+        tuple(made(f"user-{number}") for number in range(3)),
         made("admin", admin=True),
         made("narrow", tasks=("writer-0",)),
         made("poor", tokens_per_day=300),
@@ -98,7 +98,7 @@ async def stop_under_load(crowd: Crowd, server: Served, tally: Tally) -> int:
         body = {"model": crowd.world.writers[0], "prompt": "At last", "max_tokens": 24, "ignore_eos": True}
         with tally.request("last"):
             async with opened(
-                server.port, "POST", "/v1/completions", {**body, "stream": True, "temperature": 0}, crowd.keys.user
+                server.port, "POST", "/v1/completions", {**body, "stream": True, "temperature": 0}, crowd.user
             ) as reader:
                 status, _ = await head_of(reader)
                 waiting[0] -= 1
@@ -141,10 +141,16 @@ async def counted(port: int, key: str, sent: int) -> tuple[int, int]:
     return found, sent + 59
 
 
-async def load(soak: Soak, world: World, server: Served, keys: Keys, tally: Tally) -> tuple[tuple[int, int], int]:
-    """Run the crowd, then stop the server; returns what it counted beside what was sent, and its exit status."""
+async def load(
+    soak: Soak, world: World, server: Served, keys: Keys, tally: Tally, over: threading.Event
+) -> tuple[tuple[int, int], int]:
+    """Run the crowd, then stop the server; returns what it counted beside what was sent, and its exit status.
+
+    `over` is set in between.
+    """
     crowd = Crowd(world, server.port, keys, tally, time.perf_counter() + soak.seconds, BODY_BYTES)
     await crowd.run(crowd.clients(soak.times))
+    over.set()
     count = await counted(server.port, keys.admin, tally.sent.total())
     return count, await stop_under_load(crowd, server, tally)
 
@@ -168,7 +174,7 @@ def run(soak: Soak, base: Base, root: Path, say: Callable[[str], None]) -> tuple
         for thread in threads:
             thread.start()
         try:
-            count, status = asyncio.run(load(soak, world, server, keys, tally))
+            count, status = asyncio.run(load(soak, world, server, keys, tally, stop))
         finally:
             stop.set()
             for thread in threads:

@@ -22,9 +22,9 @@ MAX_TOKENS = 12
 
 @dataclass(frozen=True)
 class Keys:
-    """Texts of keys: one for all tasks, an admin's, one for a single task, one of few tokens, one of few requests."""
+    """Texts of keys: some for all tasks, an admin's, one for a single task, one of few tokens, one of few requests."""
 
-    user: str
+    users: tuple[str, ...]
     admin: str
     narrow: str
     poor: str
@@ -63,9 +63,14 @@ class Crowd:
 
         await asyncio.gather(*(one(client) for client in clients))
 
+    @property
+    def user(self) -> str:
+        """One of the users' keys."""
+        return self.draw.choice(self.keys.users)
+
     async def ask(self, method: str, path: str, body: Any = None, key: str | None = None) -> Answer:
-        """Exchange with the key of everybody, unless another is given ("" sends none)."""
-        return await exchange(self.port, method, path, body, self.keys.user if key is None else key)
+        """Exchange with a user's key, unless another is given ("" sends none)."""
+        return await exchange(self.port, method, path, body, self.user if key is None else key)
 
     def prompt(self) -> str:
         """Return one of few prompts, so that each is judged once and asked often."""
@@ -139,7 +144,7 @@ class Crowd:
         body = {**body, "stream": True, "max_tokens": 48, "ignore_eos": True}
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         with self.tally.request("leave a stream"):
-            async with opened(self.port, "POST", path, body, self.keys.user) as reader:
+            async with opened(self.port, "POST", path, body, self.user) as reader:
                 status, _ = await head_of(reader)
                 for _ in range(self.draw.randrange(6)):
                     await reader.readline()
@@ -157,7 +162,7 @@ class Crowd:
             self.tally.answered["unload"] += 1
         with self.tally.request("leave a load"):
             body = {"model": task, "prompt": "Leaving", "max_tokens": 8, "stream": self.draw.random() < 0.5}
-            async with opened(self.port, "POST", "/v1/completions", body, self.keys.user):
+            async with opened(self.port, "POST", "/v1/completions", body, self.user):
                 await asyncio.sleep(self.draw.random() * 0.05)
             self.tally.left["leave a load"] += 1
         await asyncio.sleep(0.2)
@@ -170,7 +175,7 @@ class Crowd:
         body = {**body, **logprobs, "stream": True, "n": 3, "max_tokens": 40, "ignore_eos": True}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         with self.tally.request("read slowly"):
-            async with opened(self.port, "POST", path, body, self.keys.user, buffer=2048) as reader:
+            async with opened(self.port, "POST", path, body, self.user, buffer=2048) as reader:
                 for _ in range(self.draw.randint(3, 12)):
                     if not await reader.read(1):
                         raise AssertionError("the answer ended early")
@@ -202,7 +207,7 @@ class Crowd:
         await asyncio.sleep(0.05)
 
     def mistakes(self) -> list[tuple[str, str, Any, str | None, tuple[int, str]]]:
-        """Return method, path, body, key (None: everybody's) and the refusal it must get."""
+        """Return method, path, body, key (None: a user's) and the refusal it must get."""
         text, good = "/v1/completions", {"model": self.world.writers[0], "prompt": "Hi", "max_tokens": 2}
         far = "../../../../etc/passwd"
         return [
@@ -230,8 +235,8 @@ class Crowd:
             ("POST", text, good, "", (401, "invalid_api_key")),
             ("POST", text, good, "ah_wrong", (401, "invalid_api_key")),
             ("POST", text, {**good, "model": self.world.writers[-1]}, self.keys.narrow, (403, "permission_denied")),
-            ("GET", "/metrics", None, self.keys.user, (403, "permission_denied")),
-            ("POST", "/v1/adapters/unload", {"model": "writer-0"}, self.keys.user, (403, "permission_denied")),
+            ("GET", "/metrics", None, self.user, (403, "permission_denied")),
+            ("POST", "/v1/adapters/unload", {"model": "writer-0"}, self.user, (403, "permission_denied")),
         ]
 
     async def poison(self) -> None:

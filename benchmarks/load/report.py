@@ -79,11 +79,11 @@ def draw(tally: Tally, samples: Sequence[Sample], path: Path) -> None:
     for kind, color in (("write", "#2b5797"), ("label", "#3a8a5f"), ("err", "#c0562b")):
         points = [(at / 60, took) for each, at, took in tally.times if each == kind]
         if points:
-            waits.plot(*zip(*points, strict=True), ".", markersize=2, alpha=0.5, color=color, label=LEGEND[kind])
+            waits.plot(*zip(*points, strict=True), ".", markersize=3, alpha=0.5, color=color, label=LEGEND[kind])
     waits.set_yscale("log")
     waits.set_ylabel("answer, s")
     waits.set_xlabel("minutes")
-    waits.legend(frameon=False, ncols=3, loc="lower right", markerscale=4)
+    waits.legend(frameon=False, ncols=3, loc="lower right", markerscale=3)
     for axes in (memory, counts, waits):
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)
