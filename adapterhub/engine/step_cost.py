@@ -6,12 +6,14 @@ from __future__ import annotations
 USUAL = 8.0
 # Accelerators read their weights for hundreds of tokens; what is beyond these bounds is noise.
 _LEAST, _MOST = 2.0, 1024.0
+# Larger steps are left out: products of many tokens run faster for each, and what is asked of the line is small steps.
+_LARGEST = 64
 # A step counts half as much after about 140 others.
 _KEPT = 0.995
 
 
 class StepCost:
-    """A line through (tokens, seconds) of recent steps, by least squares with weights that fade.
+    """A line through (tokens, seconds) of recent small steps, by least squares with weights that fade.
 
     `fixed` is where it meets the axis over its slope: a step of n tokens takes as long as `fixed` + n tokens do.
     """
@@ -21,7 +23,9 @@ class StepCost:
         self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
 
     def note(self, tokens: int, seconds: float) -> None:
-        """Take in a step that ran."""
+        """Take in a step that ran; large ones are ignored."""
+        if tokens > _LARGEST:
+            return
         self._weight = _KEPT * self._weight + 1
         self._tokens = _KEPT * self._tokens + tokens
         self._seconds = _KEPT * self._seconds + seconds

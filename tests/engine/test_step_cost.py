@@ -27,6 +27,14 @@ def test_steps_that_tell_nothing_change_nothing(sizes: tuple[int, ...]) -> None:
     assert cost.fixed == USUAL
 
 
+def test_large_steps_are_left_out() -> None:
+    cost = StepCost()
+    for tokens in SIZES:
+        cost.note(tokens, 10.0 + tokens)
+        cost.note(1000 + tokens, 1.0)
+    assert cost.fixed == pytest.approx(10.0)
+
+
 def test_a_line_that_falls_changes_nothing() -> None:
     cost = StepCost()
     for tokens in SIZES:
