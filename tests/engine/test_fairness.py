@@ -182,3 +182,15 @@ def test_rows_of_a_bounded_owner_do_not_keep_its_prompts_out() -> None:
     asked = [rig.ask(30, ask, share="a/flood", owner="flood") for ask in (Embed(), 1)]
     for each in asked:
         assert rig.steps_until(each) <= 30
+
+
+def test_no_step_is_empty_for_the_sake_of_one_who_cannot_run() -> None:
+    rig = Rig(cache_tokens=128)
+    talks = rig.ask(4, 60, share="a", owner="flood")
+    rig.step()
+    waits = rig.ask(4, 2, share="b", owner="quiet")  # the cache is full: it runs once the other is done
+    rig.ask(90, Classify(), "labels", share="a", owner="flood")
+    while waits not in rig.done:
+        plan = rig.step()
+        assert plan.decode or plan.prefill
+    assert rig.done.index(talks) < rig.done.index(waits)
