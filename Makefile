@@ -46,6 +46,9 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/adapters.py
 	$(BIN)/python benchmarks/registry.py
+	$(BIN)/python benchmarks/soak.py --plot benchmarks/soak.png
+	for part in flood sizes; do $(BIN)/python benchmarks/serving.py $$part; done
+	$(BIN)/python benchmarks/serving.py latency --plot benchmarks/latency.png
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/weak.py --out weak.jsonl
 	$(BIN)/python benchmarks/forecast.py

@@ -12,7 +12,7 @@ switching   requests one after another, of 8 resident adapters in turn against a
 memory      1,000 adapters (rank 4 on q and v) in random order, 8 resident, 64 MiB of others in memory: the process's
             resident set
 stall       the longest time between tokens of 8 rows while a prompt of 2,000 tokens arrives, in chunks and whole
-fairness    a quiet adapter's requests under another's flood: queued by adapter, all in one queue, and alone
+fairness    a quiet adapter's requests under another's flood: queued by adapter, as two keys, in one queue, and alone
 
 The first four go through AdapterHub and a registry on disk, the last two drive the engine itself. Each part runs in a
 process of its own.
@@ -264,20 +264,22 @@ def fairness(root: Path, options: argparse.Namespace) -> None:
         draw = random.Random(number)
         seconds["alone"] += _quiet(driven, draw, flood=0, share=None)
         seconds["flood, queued by adapter"] += _quiet(driven, draw, flood=options.flood, share=None)
+        seconds["flood, another key's"] += _quiet(driven, draw, flood=options.flood, share=None, keys=True)
         seconds["flood, one queue for all"] += _quiet(driven, draw, flood=options.flood, share="everybody")
     alone = median(seconds["alone"])
     rows = [[name, len(took), f"{spread(took)} s", f"{median(took) / alone:.1f}"] for name, took in seconds.items()]
     print_table(["", "requests", "seconds a request", "over alone"], rows)
 
 
-def _quiet(driven: Driven, draw: random.Random, flood: int, share: str | None) -> list[float]:
+def _quiet(driven: Driven, draw: random.Random, flood: int, share: str | None, *, keys: bool = False) -> list[float]:
     """Return the seconds of a quiet adapter's requests, one after another, while `flood` of another's are in hand."""
     others: list[Heard] = []
+    loud, quiet = ("loud", "quiet") if keys else (None, None)
 
     def pour() -> None:
         others[:] = [each for each in others if not each.done]
         while len(others) < flood:
-            others.append(driven.add(Ask(random_prompt(draw, 64), 0, draw.randint(16, 32)), share))
+            others.append(driven.add(Ask(random_prompt(draw, 64), 0, draw.randint(16, 32)), share, loud))
 
     pour()
     for _ in range(8 if flood else 0):
@@ -285,7 +287,7 @@ def _quiet(driven: Driven, draw: random.Random, flood: int, share: str | None) -
     found = []
     for _ in range(3):
         started = time.perf_counter()
-        asked = driven.add(Ask(random_prompt(draw, 64), 1, 16), share)
+        asked = driven.add(Ask(random_prompt(draw, 64), 1, 16), share, quiet)
         while not asked.done:
             pour()
             driven.step()

@@ -84,12 +84,12 @@ class Driven:
             Adapter(folder.name, partial(read_adapter, folder, dtype=self.dtype)) for folder in map(Path, folders)
         ]
 
-    def add(self, ask: Ask, share: str | None = "everybody") -> Heard:
-        """Queue a request, greedy and to its full length; `share` None queues it by its adapter."""
+    def add(self, ask: Ask, share: str | None = "everybody", owner: str | None = None) -> Heard:
+        """Queue a request, greedy and to its full length; `share` None queues it by its adapter, `owner` is its key."""
         heard = Heard()
         sampling = Sampling(ask.max_tokens, temperature=0.0, ignore_eos=True)
         adapter = self.adapters[ask.adapter] if ask.adapter >= 0 else None
-        heard.request = Request(ask.tokens, heard, sampling, adapter, share)
+        heard.request = Request(ask.tokens, heard, sampling, adapter, share, owner=owner)
         self.engine.add(heard.request)
         return heard
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,7 +83,10 @@ class Engine:
         if not plan.decode and not plan.prefill:
             return False
         try:
+            begun = time.perf_counter()
             self._postprocess(plan, self.runner.run(plan))
+            tokens = len(plan.decode) + sum(len(span.tokens) for span in plan.prefill)
+            self.scheduler.cost.note(tokens, time.perf_counter() - begun)
         except Exception as error:  # one forward serves all rows, so they fail together; the engine goes on
             self._fail(plan, error)
         return True

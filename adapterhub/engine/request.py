@@ -122,7 +122,8 @@ class Request:
     """One row: prompt token ids, a sink that gets events from the engine's thread, what is asked, and of whom.
 
     `share` names the queue whose requests are served in turn with those of others; None is the adapter's digest, or
-    the base. `weight` is how much of the machine that queue gets beside one of weight 1.
+    the base. `weight` is how much of the machine that queue gets beside one of weight 1. `owner` is for whom it runs,
+    all of a queue for one; owners are kept from slowing one another down, None is nobody.
     """
 
     tokens: tuple[int, ...]
@@ -131,6 +132,7 @@ class Request:
     adapter: Adapter | None = None
     share: str | None = None
     weight: float = 1.0
+    owner: str | None = None
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     made_at: float = field(default_factory=time.perf_counter)
@@ -158,6 +160,11 @@ class Request:
         return self.digest if self.share is None else self.share
 
     @property
+    def group(self) -> str:
+        """For whom rows are kept: its owner, or its queue where it has none."""
+        return self.queue if self.owner is None else self.owner
+
+    @property
     def keeps_cache(self) -> bool:
         """Whether something runs after the prompt and looks back at it."""
         return isinstance(self.ask, Sampling | Score)
@@ -174,7 +181,7 @@ class Row:
 
     `computed` counts positions of the prompt that ran or came from the prefix cache; `output` holds the tokens said.
     `branched` counts continuations whose spans were planned, `logprobs` collects what was read of each; `state` is the
-    pooled hidden state so far ([dim]; for "mean" a sum).
+    pooled hidden state so far ([dim]; for "mean" a sum). `spoke` counts decoded tokens of all rows, up to its last.
     """
 
     request: Request
@@ -186,6 +193,7 @@ class Row:
     branched: int = 0
     logprobs: list[list[float]] = field(default_factory=list)
     state: Tensor | None = None
+    spoke: int = 0
 
     @property
     def length(self) -> int:

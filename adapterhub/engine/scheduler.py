@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -14,9 +16,11 @@ from adapterhub.errors import Overloaded
 
 from .fair import INPUT_COST, OUTPUT_COST, VirtualCounters
 from .kv_cache import KVCache
+from .parts import Parts
 from .plan import Plan, Span
 from .request import FailedEvent, Request, Row
 from .spans import advance, next_span, planned
+from .step_cost import StepCost
 from .tally import Tally
 from .tiers import Tiers, Waiter
 from .waiting import Kind, Lane, Waiting, kind_of
@@ -26,9 +30,9 @@ from .waiting import Kind, Lane, Waiting, kind_of
 class Limits:
     """Bounds of the engine.
 
-    `rows` hold places in the cache at once (a share that runs none may go beyond, by a quarter in all). A step takes
-    `step_tokens` of prompts while nothing decodes, and `chunk_tokens` beside rows that do, so that no prompt stalls
-    them. `cache_tokens` positions of keys and values are kept at most; `queue` requests wait at most.
+    `rows` hold places in the cache at once (an owner or share that runs none may go beyond, by a quarter in all). A
+    step takes `step_tokens` of prompts while nothing decodes, and `chunk_tokens` beside rows that do, so that no prompt
+    stalls them. `cache_tokens` positions of keys and values are kept at most; `queue` requests wait at most.
     """
 
     rows: int = 32
@@ -39,7 +43,7 @@ class Limits:
 
     @property
     def spare_rows(self) -> int:
-        """Rows beyond `rows` that are kept for shares that run none."""
+        """Rows beyond `rows` that are kept for owners, or shares of nobody's, that run none."""
         return max(1, self.rows // 4)
 
 
@@ -58,7 +62,7 @@ class _Step:
     full: int
     left: int
     placed: int
-    placed_shares: set[str]
+    placed_for: set[str]
     unfinished: dict[str, list[Row]]
     lanes: dict[str, list[Lane]]
     spans: list[Span] = field(default_factory=list)
@@ -76,6 +80,9 @@ class Scheduler:
     that must wait lets others pass that need none of what it waits for: a row or cache (classification that fits the
     step needs neither), a slot (the base and resident adapters need none), loading (which holds up its own adapter's
     requests alone). Otherwise generations of one share never overtake one another.
+
+    Where requests have several owners, each gets its part of a step (see Parts); decoding rows of an owner take turns
+    then.
     """
 
     def __init__(
@@ -91,6 +98,9 @@ class Scheduler:
         self._tiers, self._cache, self._restore = tiers, cache, restore
         self._chunk = min(limits.chunk_tokens, limits.step_tokens)
         self.counters = VirtualCounters()
+        self.cost = StepCost()
+        self._parts = Parts()
+        self._said = 0
         self.waiting = Waiting()
         self.running: list[Row] = []
 
@@ -104,14 +114,26 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Return the next step. New rows are running from now on, with their slots and places."""
-        decode = tuple(row for row in self.running if row.output)
-        for row in decode:
-            self._charge(row, OUTPUT_COST)
-        step = self._begin(self._chunk if decode else self.limits.step_tokens)
+        plan = self._next()
+        if not plan.decode and not plan.prefill and self._parts.bound:
+            # Whoever was to be spared could not run; a step without anybody would be the last one.
+            self._parts.lift()
+            plan = self._next()
+        return plan
+
+    def _next(self) -> Plan:
+        speaking = [row for row in self.running if row.output]
+        step = self._begin(self._chunk if speaking else self.limits.step_tokens)
+        said, read = Counter(row.request.owner for row in speaking), self._to_read(step)
+        wanted = {owner: min(tokens, step.full) for owner, tokens in (said + read).items() if owner is not None}
+        self._parts.begin(wanted, self.cost.fixed)
+        decode = self._decode(speaking, read)
         turns = [self._turn(step, share) for share in step.unfinished.keys() | step.lanes.keys()]
         heapq.heapify(turns)
         while turns and step.left > 0:
             share = heapq.heappop(turns)[-1]
+            if self._parts.left(self._owner(step, share)) <= 0:
+                continue
             if self._go_on(step, share) or self._start_one(step, share):
                 heapq.heappush(turns, self._turn(step, share))
         served = {row.request.queue for row in self.running}
@@ -148,25 +170,61 @@ class Scheduler:
         for row in self.running:
             if not planned(row):
                 unfinished.setdefault(row.request.queue, []).append(row)
-        placed = [row.request.queue for row in self.running if row.place is not None]
+        placed = [row.request.group for row in self.running if row.place is not None]
         # With every row taken, the spare ones too, a long queue of generations is not looked at one by one.
         left_out = Kind.GENERATE if len(placed) >= self.limits.rows + self.limits.spare_rows else None
         lanes = {share: lanes for share in self.waiting.shares if (lanes := self.waiting.lanes(share, left_out))}
         return _Step(budget, budget, len(placed), set(placed), unfinished, lanes)
 
-    def _turn(self, step: _Step, share: str) -> tuple[float, int, str]:
-        """Return the key shares are served by: the least counter, then whose request came first."""
+    def _to_read(self, step: _Step) -> Counter[str | None]:
+        """Return how many tokens of prompts each owner has that could run now."""
+        wanted: Counter[str | None] = Counter()
+        for rows in step.unfinished.values():
+            for row in rows:
+                wanted[row.request.owner] += max(1, len(row.request.tokens) - row.computed)
+        for lanes in step.lanes.values():
+            for lane in lanes:
+                request = lane.waiters[0].request
+                if self._tiers.at_hand(lane.waiters[0]) and self._row_free(step, request):
+                    wanted[request.owner] += len(request.tokens)
+        return wanted
+
+    def _decode(self, speaking: Sequence[Row], to_read: Container[str | None]) -> tuple[Row, ...]:
+        """Return the rows that say a token, each charged for it: all but those beyond their owner's part.
+
+        An owner with prompts to read has half of its part kept for them, else its rows would keep them out for ever.
+        """
+        chosen = []
+        kept = {row.request.owner: self._parts.left(row.request.owner) / 2 for row in speaking}
+        for row in sorted(speaking, key=lambda row: row.spoke) if self._parts.bound else speaking:
+            owner = row.request.owner
+            if self._parts.left(owner) > (kept[owner] if owner in to_read and self._parts.binds(owner) else 0):
+                self._parts.spend(row.request.owner, 1)
+                self._charge(row, OUTPUT_COST)
+                self._said += 1
+                row.spoke = self._said
+                chosen.append(row)
+        return tuple(chosen)
+
+    def _owner(self, step: _Step, share: str) -> str | None:
+        """Return whose a share is; all of a share is one owner's."""
+        rows, lanes = step.unfinished.get(share), step.lanes.get(share)
+        return rows[0].request.owner if rows else lanes[0].waiters[0].request.owner if lanes else None
+
+    def _turn(self, step: _Step, share: str) -> tuple[bool, float, int, str]:
+        """Return the key shares are served by: bounded owners last, the least counter, then who came first."""
         rows, lanes = step.unfinished.get(share), step.lanes.get(share)
         first = [rows[0].request.id] if rows else []
         first += [lanes[0].first] if lanes else []
-        return self.counters[share], min(first, default=0), share
+        bounded = self._parts.binds(self._owner(step, share))
+        return bounded, self.counters[share], min(first, default=0), share
 
     def _go_on(self, step: _Step, share: str) -> bool:
         """Plan a piece of a row of the share that has begun; return whether there was one and it fitted."""
         rows = step.unfinished.get(share, [])
         if not rows:
             return False
-        span = next_span(rows[0], step.left, alone=not step.spans)
+        span = next_span(rows[0], self._cut(step, rows[0]), alone=not step.spans)
         if span is None:
             step.lanes.pop(share, None)  # it goes first once there is room; nobody of its share passes it
             return False
@@ -174,6 +232,12 @@ class Scheduler:
         if planned(rows[0]):
             rows.pop(0)
         return True
+
+    def _cut(self, step: _Step, row: Row) -> int:
+        """Return how many tokens the row may run; an owner's part cuts what can be cut."""
+        if row.place is None or row.computed == len(row.request.tokens):
+            return step.left
+        return math.ceil(min(step.left, self._parts.left(row.request.owner)))
 
     def _start_one(self, step: _Step, share: str) -> bool:
         """Start the first request of the share that can; return whether there was one."""
@@ -197,7 +261,7 @@ class Scheduler:
             counts.queue_seconds += time.perf_counter() - got.request.made_at
             if got.place is not None:
                 step.placed += 1
-                step.placed_shares.add(share)
+                step.placed_for.add(got.request.group)
             step.unfinished.setdefault(share, []).append(got)
             return self._go_on(step, share)
         return False
@@ -212,7 +276,7 @@ class Scheduler:
             return _Wait.BUDGET
         if needs_place and step.cache_is_full:
             return _Wait.CACHE
-        if needs_place and not self._row_free(step, request.queue):
+        if needs_place and not self._row_free(step, request):
             return _Wait.ROW
         if request.adapter is not None and not self._slot_free(step, request.digest):
             step.draining = step.draining or self._tiers.slots.least_used()
@@ -257,10 +321,10 @@ class Scheduler:
         else:
             lanes.remove(lane)
 
-    def _row_free(self, step: _Step, share: str) -> bool:
+    def _row_free(self, step: _Step, request: Request) -> bool:
         if step.placed < self.limits.rows:
             return True
-        return share not in step.placed_shares and step.placed < self.limits.rows + self.limits.spare_rows
+        return request.group not in step.placed_for and step.placed < self.limits.rows + self.limits.spare_rows
 
     def _slot_free(self, step: _Step, digest: str) -> bool:
         return digest != step.draining and self._tiers.slots.available(digest)
@@ -268,6 +332,7 @@ class Scheduler:
     def _plan(self, step: _Step, span: Span) -> None:
         step.spans.append(span)
         step.left -= len(span.tokens)
+        self._parts.spend(span.row.request.owner, len(span.tokens))
         advance(span.row, span)
         speaks = span.last and span.row.request.sampling is not None
         self._charge(span.row, INPUT_COST * len(span.tokens) + (OUTPUT_COST if speaks else 0.0))

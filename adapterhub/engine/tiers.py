@@ -52,6 +52,12 @@ class Tiers:
             raise waiter.load.error
         return waiter.load.host is not None
 
+    def at_hand(self, waiter: Waiter) -> bool:
+        """Return whether a request waits for no reading; neither begins one nor raises the error of one."""
+        if waiter.request.adapter is None or waiter.request.digest in self.slots:
+            return True
+        return waiter.load is not None and waiter.load.host is not None
+
     def acquire(self, waiter: Waiter) -> int | None:
         """Return the slot for a ready request, or None where all are in use; raises what loading into it raises."""
         slot = self.slots.acquire(waiter.request.adapter, waiter.load.host if waiter.load else None)

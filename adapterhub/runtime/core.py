@@ -61,6 +61,7 @@ class CoreOptions:
     host_bytes: int = 1 << 30
     prefix_bytes: int = 256 << 20
     weights: Mapping[str, float] = field(default_factory=dict)
+    reference: bool = False
 
     def __post_init__(self) -> None:
         # What the engine checks itself is found only once the base is in memory.
@@ -100,6 +101,7 @@ class LoadedBase:
                 host_bytes=options.host_bytes,
                 prefix_bytes=options.prefix_bytes,
                 fingerprint=base.fingerprint,
+                reference=options.reference,
             )
 
         self.loop = EngineLoop(make, threads=self.threads.count)
@@ -289,7 +291,8 @@ class LoadedBase:
         told = sink if target.adapter is None else checked
         if target.digest is not None and target.task is not None and len(self._names) < MOST_ADAPTERS:
             self._names.setdefault(target.digest, f"{target.task}@{target.version}")
-        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight)
+        owner = None if target.asker is None else target.asker.name
+        request = Request(tuple(tokens), told, ask, target.adapter, _share(target), weight, owner)
         if target.asker is not None:
             target.asker.admit(request.room)
         return request

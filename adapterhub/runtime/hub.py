@@ -41,7 +41,8 @@ class AdapterHub:
     `threads` compute; None measures how many are best. `max_rows` requests share a batch, whose rows take at most
     `cache_tokens` positions of cache. `resident` adapters are ready to run at once, `host_bytes` of others wait in
     memory, and `prefix_bytes` hold beginnings of prompts that may come again (0: none). `weights` says how much of a
-    busy machine a task gets beside one of weight 1, by the task's name; the bare base goes by its own.
+    busy machine a task gets beside one of weight 1, by the task's name; the bare base goes by its own. `reference` asks
+    for the general network, slower and plainly right, which the fast one is held against.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class AdapterHub:
         host_bytes: int = 1 << 30,
         prefix_bytes: int = 256 << 20,
         weights: Mapping[str, float] | None = None,
+        reference: bool = False,
     ) -> None:
         located = registry if registry is not None else Registry.locate()
         self.registry = located if isinstance(located, Registry) else Registry(Path(located))
@@ -70,6 +72,7 @@ class AdapterHub:
             host_bytes=host_bytes,
             prefix_bytes=prefix_bytes,
             weights=dict(weights or {}),
+            reference=reference,
         )
         self._lock = threading.Lock()
         self._core: LoadedBase | None = None

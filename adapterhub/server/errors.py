@@ -29,6 +29,7 @@ ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 # OpenAI's names of what went wrong, where it is neither the request's content nor the server.
 KINDS = {403: "permission_error", 429: "rate_limit_error"}
 CODES = {
+    400: "invalid_json",  # the framework's own, of a body that is no JSON at all
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",

@@ -22,6 +22,8 @@ from adapterhub.bench.drive import Load
 from adapterhub.bench.endpoint import Endpoint
 from adapterhub.bench.plot import draw
 from adapterhub.bench.run import Report, bench
+from adapterhub.bench.summary import Measured
+from adapterhub.bench.timing import Timing
 from adapterhub.bench.workload import Popularity, Workload
 from adapterhub.errors import EndpointError, UsageError
 from adapterhub.registry.store import Registry
@@ -269,6 +271,13 @@ def test_a_plot_of_one_load(server: Running, tmp_path: Path) -> None:
         report = bench(at(server), Workload(("orders",), max_tokens=tokens), [Load(requests=4)])
         draw(report, tmp_path / "one.png")
         assert (tmp_path / "one.png").read_bytes().startswith(PNG)
+
+
+def test_a_plot_of_times_that_are_none_or_zero(tmp_path: Path) -> None:
+    timings = (Timing("m", 0.0, 0.0, 0.0, 0.0, 1, 1), Timing("m", 1.0, 2.0, 1.5, 1.5, 1, 1))  # no time between tokens
+    runs = tuple(Measured(Load(rate=rate, requests=2), timings, 2, 2.0) for rate in (1.0, 2.0))
+    draw(Report(Endpoint.parse("http://127.0.0.1:1"), Workload(("m",)), runs), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
 
 
 def test_ctrl_c_keeps_what_was_measured(server: Running) -> None:

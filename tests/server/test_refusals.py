@@ -169,6 +169,7 @@ def test_bodies_that_are_no_object(server: Running, body: bytes, said: str) -> N
     answer = server.post("/v1/completions", body)
     assert answer.status == 400
     assert said in answer.error["message"]
+    assert answer.error["code"] == "invalid_json"
 
 
 def test_a_body_sent_as_a_form_is_told_the_header(server: Running) -> None:

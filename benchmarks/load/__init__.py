@@ -1,0 +1,1 @@
+"""What puts load on a real server, and judges what comes back."""
