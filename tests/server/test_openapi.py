@@ -42,11 +42,11 @@ FITTING = {
 # What a schema cannot say, by the beginning of what is said then.
 RULES = (
     r"the last message is the assistant's",
-    r"the text is empty",
-    r"the prompt has \d+ tokens",
+    r"(input \d+: )?the text is empty",
+    r"(input \d+: )?the prompt has \d+ tokens",
     r"stream_options needs stream",
     r"top_logprobs needs logprobs",
-    r"min_tokens = \d+ is above max_tokens",
+    r"min_tokens (= \d+ is above max_tokens|is \d+; it must be from 0 to \d+)",
     r"max_tokens = \d+ and max_completion_tokens = \d+ differ",
     r"template_fields cannot be used here",
     r"(input \d+: )?the field '\w+' is missing",
@@ -54,7 +54,7 @@ RULES = (
     r"no answer .* is known",
     r"only published versions are served",
     r"cannot pin ",
-    r"no (task|version|model) ",
+    r"no (task|version|model|route) ",
 )
 DOCUMENT = create_app(Service(None)).openapi()
 KEYED = create_app(Service(None, access=Access(api_key=KEY))).openapi()
