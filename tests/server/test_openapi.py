@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -179,6 +180,24 @@ def described(server: Running, path: str, body: Any, key: str) -> Response:
     response = case.call(base_url=f"http://127.0.0.1:{server.port}", headers=headers, timeout=60)
     case.validate_response(response, headers=headers, excluded_checks=[not_a_server_error])  # 503 is meant
     return response
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "late"])  # `late` breaks off after three tokens
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_events_of_a_stream_are_described(server: Running, path: str, prompt: str) -> None:
+    content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    done, told = content["itemSchema"]["properties"]["data"]["anyOf"]
+    assert done == {"const": "[DONE]"}
+    event = jsonschema_rs.validator_for({**told["contentSchema"], "components": DOCUMENT["components"]})
+    chat = {"messages": [{"role": "user", "content": prompt}], "logprobs": True, "top_logprobs": 2}
+    asked = chat if "chat" in path else {"prompt": prompt, "logprobs": 2}
+    for options in ({}, {"n": 2, "stream_options": {"include_usage": True}}):
+        events = server.post(path, {"model": "orders", **asked, **options, "stream": True}).events
+        for each in events if prompt == "late" else events[:-1]:
+            event.validate(each)
+        assert (events[-1] == "[DONE]") == (prompt == "Hi")
+    with pytest.raises(jsonschema_rs.ValidationError):
+        event.validate({**events[0], "surprise": 1})
 
 
 def test_the_description_is_the_servers_own(servers: Mapping[bool, Running]) -> None:
