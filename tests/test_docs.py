@@ -27,8 +27,7 @@ def commands(page: Path) -> list[str]:
         if kind == "python":
             blocks.append(f"python - <<'EOF'\n{text}EOF")
         elif kept.strip():
-            # A subshell of its own, so that a server it starts, and stops by a trap, is gone when the next one begins.
-            blocks.append(f"(\n{kept})")
+            blocks.append(kept)
     return blocks
 
 
@@ -52,6 +51,7 @@ def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
             **hub.environment(tmp_path / "hf"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
+        # One shell, as a reader has: a server that a block starts answers the blocks after it.
         script = "\n".join(["set -euo pipefail", *commands(page)])
         done = subprocess.run(
             ["bash", "-c", script], cwd=home, env=environment, capture_output=True, text=True, timeout=580, check=False

@@ -15,9 +15,7 @@ from adapterhub.errors import (
     AdapterError,
     AdapterHubError,
     BaseMismatch,
-    LimitReached,
     NameTaken,
-    Overloaded,
     RefNotFound,
 )
 
@@ -28,6 +26,8 @@ from .wire import Json
 ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 # OpenAI's names of what went wrong, where it is neither the request's content nor the server.
 KINDS = {403: "permission_error", 429: "rate_limit_error"}
+# Statuses after which the same request may succeed.
+LATER = frozenset({429, 503})
 CODES = {
     400: "invalid_json",  # the framework's own, of a body that is no JSON at all
     401: "invalid_api_key",
@@ -72,8 +72,8 @@ def respond(error: Exception) -> Json:
     """Return the answer to any exception."""
     status, body = describe(error)
     headers = None
-    if isinstance(error, Overloaded | LimitReached):
-        headers = {"retry-after": str(math.ceil(error.retry_after))}
+    if status in LATER:
+        headers = {"retry-after": str(max(1, math.ceil(getattr(error, "retry_after", 1.0))))}
     return Json(body, status_code=status, headers=headers)
 
 

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     WithJsonSchema,
     model_validator,
@@ -56,14 +57,14 @@ class WireModel(BaseModel):
             return data
         for key, value in data.items():
             cls._check_key(key, value)
-        return {key: value for key, value in data.items() if value is not None and key in cls.model_fields}
+        return {key: _plain(value) for key, value in data.items() if value is not None and key in cls.model_fields}
 
     @classmethod
     def _check_key(cls, key: str, value: Any) -> None:
         if key in cls.model_fields or key in cls.harmless:
             return
         if key in cls.neutral:
-            if value is not None and value != cls.neutral[key]:
+            if value is not None and not _same(value, cls.neutral[key]):
                 raise refusal(_unsupported(key, value, cls.neutral[key]), key, unsupported=True)
             return
         close = difflib.get_close_matches(key[:80], [*cls.model_fields, *cls.harmless, *cls.neutral], n=1)
@@ -72,14 +73,35 @@ class WireModel(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the fields without effect too: they are accepted although nothing reads them."""
+        """Describe the fields without effect too: they are accepted although nothing reads them; and null as absent."""
         schema = handler.resolve_ref_schema(handler(core))
         properties = schema.setdefault("properties", {})
+        for key in properties.keys() - schema.get("required", ()):
+            properties[key] = _nullable(properties[key])
         for key in sorted(cls.harmless):
             properties[key] = {"description": "Accepted; changes nothing."}
         for key, value in cls.neutral.items():
             properties[key] = {"enum": [value] if value is None else [value, None], "description": "Nothing else."}
         return schema
+
+
+def _plain(value: Any) -> Any:
+    """Return a whole number as an int: JSON has one kind of number, and 3.0 is an integer to its schemas."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Say whether two values are the same in JSON, where 0 is not false."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the schema of a field that may be null besides."""
+    null = {"type": "null"}
+    told: JsonSchemaValue = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+    inner = {key: value for key, value in schema.items() if key not in told}
+    options = inner["anyOf"] if inner.keys() == {"anyOf"} else [inner]
+    return schema if null in options else {**told, "anyOf": [*options, null]}
 
 
 def _unsupported(key: str, value: Any, neutral: Any) -> str:
@@ -143,11 +165,11 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+    return isinstance(value, list) and bool(value) and all(type(_plain(item)) is int for item in value)
 
 
 def _token_ids(ids: Iterable[int]) -> tuple[int, ...]:
-    ids = tuple(ids)
+    ids = tuple(map(_plain, ids))
     wrong = next((item for item in ids if not 0 <= item <= MAX_TOKEN_ID), None)
     if wrong is not None:
         raise refusal(f"token id {shorten(wrong)} is outside the vocabulary")
@@ -201,15 +223,34 @@ def _content(value: Any) -> str:
 
 
 Text = Annotated[str, AfterValidator(encodable)]
-Stops = Annotated[tuple[str, ...], BeforeValidator(_stops, json_schema_input_type=str | list[str])]
+# What may be sent, for the description; the validators say more, and say it better.
+_Stop = Annotated[str, Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(min_length=1)]
+_Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+_ManyIds = Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+_ManyInputs = Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)]
+_PARTS = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+            },
+        },
+    ]
+}
+Stops = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_stops, json_schema_input_type=_Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)]),
+]
 Prompts = Annotated[
-    tuple[Prompt, ...],
-    BeforeValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    tuple[Prompt, ...], BeforeValidator(_prompts, json_schema_input_type=str | _Texts | _Ids | _ManyIds)
 ]
-Inputs = Annotated[
-    tuple[Input, ...], BeforeValidator(_inputs, json_schema_input_type=Input | list[str] | list[dict[str, Any]])
-]
-Content = Annotated[Text, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
+Inputs = Annotated[tuple[Input, ...], BeforeValidator(_inputs, json_schema_input_type=Input | _ManyInputs)]
+Content = Annotated[Text, BeforeValidator(_content), WithJsonSchema(_PARTS)]
 TemplateFields = Annotated[
     dict[str, Any],
     AfterValidator(_template_fields),

@@ -28,6 +28,8 @@ def publish(
     kind: str = "generation",
     seed: int = 0,
     calibration: Calibration | None = None,
+    rank: int = 4,
+    rslora: bool = False,
 ) -> Published:
     """Publish a random adapter; another seed is another version, and so is another calibration."""
     labelled = kind in ("classification", "multilabel")
@@ -36,7 +38,9 @@ def publish(
         scratch / f"{task}-{seed}",
         "llama",
         labels=len(LABELS) if labelled else None,
+        rank=rank,
         seed=seed,
+        rslora=rslora,
         vectors=kind == "embedding",
     )
     chat = PromptSpec("chat", system="Be brief.", template="Q: {prompt}", chat_template=CHAT_TEMPLATE)

@@ -102,6 +102,16 @@ def test_metrics_are_for_admins(guarded: Guarded) -> None:
         assert guarded.server.ask("GET", path).status == 200
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/v1/adapters", "/v1/models"])
+def test_a_line_break_after_a_path_opens_no_door(guarded: Guarded, path: str) -> None:
+    plain, admin = guarded.key("plain"), guarded.key("boss", admin=True)
+    for key in (plain, admin):
+        answer = guarded.ask(key, "GET", path + "%0A")
+        assert (answer.status, answer.error["code"]) == (404, "not_found")
+    assert guarded.server.ask("GET", path + "%0A").status == 401
+    assert guarded.ask(plain, "POST", "/v1/load_lora_adapter%0A", {"lora_name": "orders"}).status == 404
+
+
 def test_requests_a_minute(guarded: Guarded) -> None:
     key, other = guarded.key("shop", requests_per_minute=3), guarded.key("other")
     bad = guarded.ask(key, "POST", "/v1/completions", {"model": "orders"})
