@@ -75,7 +75,7 @@ class Output:
     @classmethod
     def from_record(cls, record: Mapping[str, str]) -> Output:
         """Read what `to_record` gave; raises InvalidRequest, ValueError or TypeError for anything else."""
-        ((kind, rule),) = record.items()
+        ((kind, rule),) = dict(record).items()
         if kind not in get_args(OutputKind) or kind == "text" or not isinstance(rule, str):
             raise _wrong(f"unknown rule {_short(kind)}; expected json_schema, choices or regex")
         if kind == "regex":
@@ -91,7 +91,7 @@ class Output:
 
 
 def _dump(value: Any, what: str) -> str:
-    if _is_deep(value):
+    if is_deep(value):
         raise _wrong(f"{what} is nested more than {MOST_DEPTH} deep")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -101,7 +101,8 @@ def _dump(value: Any, what: str) -> str:
     return text
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
+    """Return whether lists and objects are nested more than MOST_DEPTH deep; follows no deeper, however deep it is."""
     level = [value]
     for _ in range(MOST_DEPTH + 1):
         inner = [item for item in level if isinstance(item, Mapping | list | tuple)]

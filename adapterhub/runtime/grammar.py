@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Between the parts of a JSON value: a space, or a line break and its indentation. With no bound, a model that is unsure
 # may write spaces for ever.
-WHITESPACE = r" |\r?\n[ \t]{0,32}"
+WHITESPACE = r" |\r?\n[ \t]{0,16}"
 # Whatever a schema says of itself under "x-guidance", these count.
 JSON_OPTIONS = {
     "whitespace_pattern": WHITESPACE,
