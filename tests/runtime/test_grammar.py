@@ -70,7 +70,7 @@ def decode(tokens: Sequence[int]) -> str:
     return str(TOKENIZER.decode(tokens, clean_up_tokenization_spaces=False))
 
 
-names = st.text("abcé\" \\", min_size=1, max_size=4)
+names = st.text('abcé" \\', min_size=1, max_size=4)
 leaves = st.one_of(
     st.sampled_from([{"type": kind} for kind in ("string", "integer", "number", "boolean", "null")]),
     st.builds(
@@ -204,7 +204,10 @@ NASTY = [
     ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
     ({"type": "string", "format": "horoscope"}, "Unknown format"),
     ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 2}]}, "oneOf"),
-    ({"allOf": [{"anyOf": [{"properties": {f"k{j}{i}": {"type": "string"}}} for i in range(10)]} for j in range(5)]}, ""),
+    (
+        {"allOf": [{"anyOf": [{"properties": {f"k{j}{i}": {"type": "string"}}} for i in range(10)]} for j in range(5)]},
+        "",
+    ),
 ]
 
 
@@ -334,7 +337,9 @@ class Slow:
 
 
 def test_a_tasks_own_rule_that_is_wrong_is_the_tasks_fault() -> None:
-    with pytest.raises(CorruptAdapter, match="'orders' has a rule for its output that is wrong: the regular expression"):
+    with pytest.raises(
+        CorruptAdapter, match="'orders' has a rule for its output that is wrong: the regular expression"
+    ):
         GRAMMARS.of_task("orders", Output.regex("(a"))
 
 

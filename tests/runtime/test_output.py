@@ -102,12 +102,13 @@ def test_it_is_cut_where_the_tokens_end(hub: AdapterHub) -> None:
 
 def test_rows_with_and_without_a_rule_answer_together_as_alone(hub: AdapterHub, base: Base) -> None:
     rules = [None, Output.text(), Output.json(SCHEMA), Output.choices(["yes", "no", "perhaps"]), Output.regex("a+b")]
+    options = {"temperature": 0.7, "seed": 5, "max_tokens": 40}
     asked = [
-        (hub.target(name), GenerationRequest(fields={"prompt": text}, temperature=0.7, seed=5, max_tokens=40, output=rule))
+        (hub.target(name), GenerationRequest(fields={"prompt": text}, output=rule, **options))
         for name in (base.name, "writer", "orders")
         for text in TEXTS[:2]
         for rule in rules
-    ]  # fmt: skip
+    ]
     alone = [hub.generate(*each).result().token_ids for each in asked]
     streams = [hub.generate(*each) for each in asked]
     assert [stream.result().token_ids for stream in streams] == alone
