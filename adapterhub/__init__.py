@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapterhub.data.output import Output
     from adapterhub.runtime.hub import AdapterHub
 
-__all__ = ["AdapterHub"]
+__all__ = ["AdapterHub", "Output"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from adapterhub.runtime.hub import AdapterHub
 
         return AdapterHub
+    if name == "Output":
+        from adapterhub.data.output import Output
+
+        return Output
     raise AttributeError(f"module 'adapterhub' has no attribute {name!r}")

@@ -478,3 +478,60 @@ def test_a_wrong_section_of_labels_is_told_by_its_key(
 ) -> None:
     (message,) = refused(tmp_path, SMALLEST + more, *overrides)
     assert said in message
+
+
+WRITER = SMALLEST.replace("classification", "generation")
+SCHEMA = '{"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}'
+
+
+@pytest.mark.parametrize("written", [SCHEMA, "schema.json", json.dumps(SCHEMA)], ids=["inline", "file", "text"])
+def test_an_output_schema_is_kept_as_a_text_in_its_own_order(tmp_path: Path, written: str) -> None:
+    (tmp_path / "schema.json").write_text(SCHEMA)
+    recipe = load_recipe(write(tmp_path, f"{WRITER}output: {{json_schema: {written}}}\n"))
+    assert recipe.output is not None
+    assert recipe.output.json_schema == json.dumps(json.loads(SCHEMA), separators=(",", ":"))
+    # What a card holds is sorted, and made a recipe again where the file may be gone.
+    record = json.loads(json.dumps(recipe.to_record(), sort_keys=True))
+    assert recipe_from(record, tmp_path / "other" / "recipe.yaml").output == recipe.output
+
+
+def test_an_output_of_choices_or_an_expression(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, f"{WRITER}output: {{choices: [yes, no]}}\n"))
+    assert recipe.output is not None
+    assert recipe.output.choices == ("yes", "no")
+    replaced = load_recipe(write(tmp_path, WRITER), ["output.regex='[0-9]+'"])
+    assert replaced.to_record()["output"] == {"json_schema": None, "choices": None, "regex": "[0-9]+"}
+    assert "output" not in load_recipe(write(tmp_path, WRITER)).to_record()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("{}", "output: give one of json_schema, choices and regex, not none"),
+        ("{regex: a, choices: [b]}", "output: give one of json_schema, choices and regex, not choices and regex"),
+        ("{json_schema: 3}", "output.json_schema is 3: must be a JSON schema, or the name of a file that holds one"),
+        ("{json_schema: [a]}", "must be a JSON schema"),
+        ("{json_schema: {const: .nan}}", "must be a JSON schema"),
+        ("{json_schema: '{\"type\":'}", "must be a JSON schema"),
+        ("{json_schema: none.json}", "output.json_schema is 'none.json': there is no such file"),
+        ("{json_schema: .}", "output.json_schema is '.', which cannot be read"),
+        ("{json_schema: cut.json}", "cut.json: not JSON"),
+        ("{json_schema: list.json}", "list.json: a JSON schema is an object; this holds list"),
+        ("{jsonschema: {}}", "did you mean 'output.json_schema'?"),
+        ("{choices: [a, a]}", "'a' is given twice"),
+        ("{regex: ''}", "must not be empty"),
+        ("text", "must be a section"),
+    ],
+)
+def test_an_output_that_is_wrong_is_told(tmp_path: Path, output: str, said: str) -> None:
+    (tmp_path / "cut.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    problems = refused(tmp_path, f"{WRITER}output: {output}\n")
+    assert any(said in problem for problem in problems), problems
+
+
+def test_only_what_writes_text_has_an_output(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, f"{SMALLEST}output: {{regex: a}}\n")
+    assert "output is given, but kind is 'classification', which writes no text; leave it out" in problem
+    preference = SMALLEST.replace("classification", "preference")
+    assert load_recipe(write(tmp_path, f"{preference}output: {{regex: a}}\n")).output is not None

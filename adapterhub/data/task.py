@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapterhub.errors import CorruptAdapter
+from adapterhub.errors import CorruptAdapter, InvalidRequest
+
+from .output import Output
 
 # Beyond these bounds a temperature says nothing any more: all certain, or all alike.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
@@ -68,7 +70,7 @@ class TaskSpec:
     `pooling` says which states a head reads: "last" (rightmost non-pad token), "pooler" or "cls" (encoders). For
     embedding it says how a text becomes a vector: "mean", "last" or "cls" (the first token). None for generation.
     `base_fingerprint` is that of the base the adapter was trained on. `calibration` None is a temperature of 1 and
-    always an answer.
+    always an answer. `output` is what the texts of a generation task look like; None is any text.
     """
 
     kind: Kind
@@ -79,25 +81,33 @@ class TaskSpec:
     pooling: Pooling | None = None
     pad_token: str | None = None
     calibration: Calibration | None = None
+    output: Output | None = None
 
     def to_json(self) -> str:
         """Return the canonical text: sorted keys, two spaces, final newline, so equal specs have equal bytes.
 
-        Without calibration that is format 1. With it, format 2: a program that knows nothing of calibration refuses it
-        instead of answering otherwise.
+        A plain task is format 1, one with a calibration format 2, one with a rule for its output format 3: a program
+        that knows nothing of what is new refuses it instead of answering otherwise.
         """
-        record = {**asdict(self), "labels": list(self.labels), "format": 1 if self.calibration is None else 2}
-        if self.calibration is None:
-            del record["calibration"]
+        record = {**asdict(self), "labels": list(self.labels), "format": self._format}
+        del record["calibration"], record["output"]
+        if self.calibration is not None:
+            record["calibration"] = asdict(self.calibration)
+        if self.output is not None:
+            record["output"] = self.output.to_record()
         return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @property
+    def _format(self) -> int:
+        return 3 if self.output is not None else 1 if self.calibration is None else 2
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
         """Read what `to_json` wrote; raises CorruptAdapter where it is anything else."""
         try:
             record: Mapping[str, Any] = json.loads(text)
-            if record["format"] not in (1, 2):
-                raise CorruptAdapter(f"task.json has format {record['format']!r}; this program reads formats 1 and 2")
+            if record["format"] not in (1, 2, 3):
+                raise CorruptAdapter(f"task.json has format {record['format']!r}; this program reads formats 1 to 3")
             if record["kind"] not in KINDS:
                 raise CorruptAdapter(f"task.json has kind {record['kind']!r}; expected one of {', '.join(KINDS)}")
             return cls(
@@ -109,6 +119,7 @@ class TaskSpec:
                 pooling=record["pooling"],
                 pad_token=record.get("pad_token"),
                 calibration=_read_calibration(record),
+                output=_read_output(record),
             )
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptAdapter(f"task.json is not a task description: {error!r}") from error
@@ -116,9 +127,9 @@ class TaskSpec:
 
 def _read_calibration(record: Mapping[str, Any]) -> Calibration | None:
     """Return the calibration of a record, which format 2 has and format 1 has not; raises CorruptAdapter."""
-    if record["format"] == 1:
+    if record["format"] != 2:
         if "calibration" in record:
-            raise CorruptAdapter("task.json has format 1 and a calibration; that is format 2")
+            raise CorruptAdapter(f"task.json has format {record['format']} and a calibration; that is format 2")
         return None
     given = Calibration(**record["calibration"])
     temperature, reject_below = given.temperature, given.reject_below
@@ -138,6 +149,20 @@ def _read_calibration(record: Mapping[str, Any]) -> Calibration | None:
             f"task.json has calibration.reject_below {reject_below!r:.80}; expected a number above 0 and below 1"
         )
     return Calibration(float(temperature), float(reject_below))
+
+
+def _read_output(record: Mapping[str, Any]) -> Output | None:
+    """Return the rule for the output, which format 3 has and no other; raises CorruptAdapter."""
+    if record["format"] != 3:
+        if "output" in record:
+            raise CorruptAdapter(f"task.json has format {record['format']} and a rule for its output; that is format 3")
+        return None
+    if record["kind"] != "generation":
+        raise CorruptAdapter(f"task.json has a rule for its output, but {a_task(record['kind'])} writes none")
+    try:
+        return Output.from_record(record["output"])
+    except InvalidRequest as error:
+        raise CorruptAdapter(f"task.json has a rule for its output that is none: {error}") from error
 
 
 def _is_within(value: Any, least: float, most: float) -> bool:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +20,30 @@ _ids = itertools.count(1)
 log = logging.getLogger(__name__)
 
 
+class Constraint(Protocol):
+    """How far one row has come in what it may say."""
+
+    def allowed(self) -> Tensor:
+        """Return bool [vocabulary], on the CPU: the tokens that may come next; where it may end, stop ids are."""
+
+    def take(self, token: int) -> None:
+        """Go on from a token that was allowed."""
+
+
+class Grammar(Protocol):
+    """What a row may say. Rows share it, each at a place of its own; what it raises fails that row alone."""
+
+    def start(self) -> Constraint:
+        """Return the beginning."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Ask for tokens, and say how they are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
 
     `logprobs` is how many alternatives to report beside each chosen token; None reports nothing. `stop_ids` end the
-    answer (unless `ignore_eos`) and are barred before `min_tokens` tokens are out.
+    answer (unless `ignore_eos`) and are barred before `min_tokens` tokens are out. With a `grammar` the answer ends
+    where that does, whatever these two say.
     """
 
     max_tokens: int
@@ -36,6 +55,7 @@ class Sampling:
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +201,8 @@ class Row:
 
     `computed` counts positions of the prompt that ran or came from the prefix cache; `output` holds the tokens said.
     `branched` counts continuations whose spans were planned, `logprobs` collects what was read of each; `state` is the
-    pooled hidden state so far ([dim]; for "mean" a sum). `spoke` counts decoded tokens of all rows, up to its last.
+    pooled hidden state so far ([dim]; for "mean" a sum). `spoke` counts decoded tokens of all rows, up to its last;
+    `constraint` is where `output` has come to in its grammar.
     """
 
     request: Request
@@ -194,6 +215,7 @@ class Row:
     logprobs: list[list[float]] = field(default_factory=list)
     state: Tensor | None = None
     spoke: int = 0
+    constraint: Constraint | None = None
 
     @property
     def length(self) -> int:

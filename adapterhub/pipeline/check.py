@@ -15,6 +15,7 @@ from adapterhub.base.source import Base, open_base
 from adapterhub.curation.across import near_pairs, normalised_pairs
 from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
+from adapterhub.data.output import Output
 from adapterhub.data.prompt import input_text
 from adapterhub.errors import AdapterHubError, BaseNotFound
 from adapterhub.labeling.prompts import read_voters
@@ -24,11 +25,12 @@ from adapterhub.recipe import LABELLED, Kind, Recipe, load_recipe
 from adapterhub.registry.store import Registry
 from adapterhub.training.answers import check_contrast, check_learnable, class_factors, target_of
 
+from .check_output import output_warnings
 from .check_pairs import PAIRED, count_texts, pair_warnings
 from .elsewhere import serving_warnings
 from .estimate import Estimate, estimate, measure_lengths
 from .labelled import bare, known_labels, voters_file
-from .prepare import make_spec
+from .prepare import make_output, make_spec
 from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
 Found = TypeVar("Found")
@@ -114,7 +116,10 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
         _check_voters(recipe, report)
     elif not report.problems:
         _collect(report, _check_learnable, recipe, labels, splits["train"])
+    output = _collect(report, make_output, recipe)
     base = _open_base(recipe, report)
+    if base is not None and output is not None:
+        _collect(report, _check_output, report, recipe, base, output, splits)
     if base is not None:
         if registry is not None:
             _collect(report, registry.check_base, recipe.task, base.fingerprint)
@@ -306,6 +311,14 @@ def _open_base(recipe: Recipe, report: Report) -> Base | None:
     except AdapterHubError as error:
         report.problems.append(f"{recipe.path}: {error}")
     return None
+
+
+def _check_output(
+    report: Report, recipe: Recipe, base: Base, output: Output, splits: Mapping[str, Sequence[Example]]
+) -> None:
+    from adapterhub.base.load import load_tokenizer
+
+    report.warnings += output_warnings(output, load_tokenizer(base, recipe.pad_token), splits)
 
 
 def _estimate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 from adapterhub.base.catalog import refuse_base_name
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
+from adapterhub.data.output import Output
 from adapterhub.data.task import PromptSpec, TaskSpec, task_kind
-from adapterhub.errors import BaseMismatch, ConfigError, UsageError
+from adapterhub.errors import BaseMismatch, ConfigError, InvalidRequest, UsageError
 from adapterhub.recipe import Recipe
 from adapterhub.registry.store import Registry
 from adapterhub.registry.version import Version
@@ -88,7 +90,8 @@ def _init(ref: str, base: Base, registry: Registry) -> Version:
 def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
     """Return the rules of a recipe's task on a base; pooling is left for training to find out.
 
-    Raises ConfigError where the recipe asks for a context, a chat template or a use that the base does not have.
+    Raises ConfigError where the recipe asks for a context, a chat template or a use that the base does not have, or for
+    an output that no answer can have.
     """
     if task_kind(recipe.kind) == "generation" and base.is_encoder:
         raise ConfigError(
@@ -107,7 +110,28 @@ def make_spec(recipe: Recipe, base: Base, labels: Sequence[str]) -> TaskSpec:
         labels=tuple(labels),
         prompt=_prompt(recipe, base),
         pad_token=recipe.pad_token,
+        output=make_output(recipe),
     )
+
+
+def make_output(recipe: Recipe) -> Output | None:
+    """Return the rule for a recipe's answers, None for any text; raises ConfigError where it cannot be followed."""
+    asked = recipe.output
+    if asked is None:
+        return None
+    from adapterhub.runtime.grammar import check_output
+
+    try:
+        if asked.json_schema is not None:
+            output = Output.json(json.loads(asked.json_schema))
+        elif asked.choices is not None:
+            output = Output.choices(asked.choices)
+        else:
+            output = Output.regex(asked.regex or "")
+        check_output(output)
+    except InvalidRequest as error:
+        raise ConfigError(f"{recipe.path}: output: {error}") from error
+    return output
 
 
 def _prompt(recipe: Recipe, base: Base) -> PromptSpec:

@@ -12,8 +12,10 @@ from pydantic_core import ErrorDetails
 
 from adapterhub.errors import ConfigError
 
+from .output import read_schema_file
 from .plain_yaml import parse_yaml
-from .schema import FORMS, Recipe, Section
+from .schema import FORMS, Recipe
+from .section import Section
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,6 +31,7 @@ def recipe_from(record: dict[str, Any], file: Path, overrides: Sequence[str] = (
     """Make a recipe of a record such as `Recipe.to_record` gives, as if it stood in `file`; raises as `load_recipe`."""
     overridden = {_override(record, text) for text in overrides}
     _replace_length(record, overridden)
+    read_schema_file(record, file)
     try:
         return Recipe.model_validate({**record, "path": file})
     except ValidationError as error:

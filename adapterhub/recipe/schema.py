@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -20,6 +18,8 @@ from pydantic import (
 
 from adapterhub.errors import ConfigError
 
+from .output import OutputRule
+from .section import Section
 from .values import (
     DATASET_PREFIX,
     LABELLED,
@@ -45,12 +45,6 @@ def _without_empty(given: Any, name: str) -> Any:
     if not isinstance(given, dict):
         return given
     return {key: value for key, value in given.items() if key != name or value is not None}
-
-
-class Section(BaseModel):
-    """A part of a recipe: nothing unknown, nothing changed after reading, no guessing at types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class OutOfScope(Section):
@@ -242,6 +236,7 @@ class Recipe(Section):
     curate: Curate | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
     prompt: Prompt = Prompt()
+    output: OutputRule | None = None
     pad_token: NonEmpty | None = None
     init: NonEmpty | None = None
     lora: Lora = Lora(alpha=16.0)
@@ -300,6 +295,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _output_fits_the_kind(self) -> Recipe:
+        if self.output is not None and self.kind not in ("generation", "preference"):
+            raise ValueError(f"output is given, but kind is {self.kind!r}, which writes no text; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _calibration_fits_the_kind(self) -> Recipe:
         asked = self.calibration
         if self.kind not in LABELLED and asked.temperature != "none":
@@ -352,8 +353,9 @@ class Recipe(Section):
         What only some kinds of training know is left out where it is not set.
         """
         record = self.model_dump(mode="json")
-        if record["curate"] is None:
-            del record["curate"]  # cards and digests of recipes without it stay as they were
+        for section in ("curate", "output"):
+            if record[section] is None:
+                del record[section]  # cards and digests of recipes without it stay as they were
         record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
         if record["training"]["batch_tokens"] is not None:
             del record["training"]["batch_size"]  # a default that is not used; both together are refused

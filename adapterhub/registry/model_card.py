@@ -46,6 +46,7 @@ def model_card(card: Card, spec: TaskSpec) -> str:
         _about(card),
         _metrics(card),
         _calibration(card, spec),
+        _output(spec),
         _weights(card),
         _use(card, spec),
         _training(card),
@@ -142,6 +143,18 @@ def _calibration(card: Card, spec: TaskSpec) -> str:
     reasons = [(key, card.calibration.get(f"{key}_reason")) for key in ("temperature", "reject_below")]
     lines += [f"{_code(key)}: {_text(why)}." for key, why in reasons if why]
     return "\n\n".join(["## Calibration", *lines]) if lines else ""
+
+
+def _output(spec: TaskSpec) -> str:
+    """Say what every answer looks like, and who sees to it; nothing where any text will do."""
+    if spec.output is None:
+        return ""
+    what = {"json_schema": "keeps this JSON schema", "choices": "is one of these", "regex": "matches this as a whole"}
+    rule = "\n".join(f"    {line}" for line in spec.output.rule.splitlines())
+    return (
+        f"## Answers\n\nEvery answer {what[spec.output.kind]}:\n\n{rule}\n\nadapterhub sees to that when it serves; "
+        "whatever else loads the adapter has to see to it itself."
+    )
 
 
 def _weights(card: Card) -> str:

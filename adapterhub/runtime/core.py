@@ -25,6 +25,7 @@ from adapterhub.engine.request import (
     EmbeddingEvent,
     Event,
     FailedEvent,
+    Grammar,
     LogitsEvent,
     Request,
     ScoresEvent,
@@ -37,6 +38,7 @@ from adapterhub.errors import CorruptAdapter, InvalidRequest, PromptTooLong, Uns
 from adapterhub.native.threads import choose_threads
 
 from .adapters import AdapterCache
+from .grammar import Grammars
 from .pending import Pending
 from .sampling import make_sampling
 from .stream import Chunk, GenerationStream
@@ -105,6 +107,7 @@ class LoadedBase:
             )
 
         self.loop = EngineLoop(make, threads=self.threads.count)
+        self._grammars = Grammars(self._tokenizer, self.loop.engine.runner.vocabulary, self._stop_ids)
         self._plain = _base_spec(base, self._tokenizer)
         self._raw = replace(self._plain, prompt=PromptSpec())
         # What people call a digest: a version's number within its task. Bounded as the engine's own counts are.
@@ -209,6 +212,8 @@ class LoadedBase:
 
     def start_loading(self, target: Target) -> Pending[bool]:
         """Queue one token, whose answer says that the target's adapter was read, fits the base and is at hand."""
+        if target.spec is not None and target.spec.output is not None:
+            self._grammars.of_task(target.name, target.spec.output)  # so that no answer waits for it
         token = min(self._stop_ids, default=0)
         return self._ask(target, (token,), Embed("last"), lambda event: isinstance(event, EmbeddingEvent))
 
@@ -242,7 +247,7 @@ class LoadedBase:
             raise UnsupportedRequest(f"{target.name!r} is {a_task(spec.kind)}; ask it to {use}", param="model")
         tokens = self._prompt(spec, request)
         limit = min(spec.max_length, self.base.context_length)
-        sampling = make_sampling(request, len(tokens), limit, self._stop_ids)
+        sampling = make_sampling(request, len(tokens), limit, self._stop_ids, self._grammar(target, request))
         stream: GenerationStream
 
         def cancel() -> None:
@@ -252,6 +257,14 @@ class LoadedBase:
         asked = self._request(target, tokens, sampling, stream.receive)
         self.loop.submit(asked)
         return stream
+
+    def _grammar(self, target: Target, request: GenerationRequest) -> Grammar | None:
+        """Return what the answer must keep: the request's own rule, or the task's where the prompt is the task's."""
+        if request.output is not None:
+            return None if request.output.free else self._grammars.get(request.output)
+        if target.spec is None or target.spec.output is None or not request.by_the_task:
+            return None
+        return self._grammars.of_task(target.name, target.spec.output)
 
     def _ask(self, target: Target, tokens: Sequence[int], ask: Ask, read: Callable[[Event], T | None]) -> Pending[T]:
         """Queue a request that one event answers; `read` makes the answer of it."""

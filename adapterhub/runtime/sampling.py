@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adapterhub.engine.request import Sampling
+from adapterhub.engine.request import Grammar, Sampling
 from adapterhub.errors import InvalidRequest, PromptTooLong
 
 from .target import GenerationRequest
@@ -12,7 +12,9 @@ from .target import GenerationRequest
 DEFAULT_MAX_TOKENS = 256
 
 
-def make_sampling(request: GenerationRequest, size: int, limit: int, stop_ids: frozenset[int]) -> Sampling:
+def make_sampling(
+    request: GenerationRequest, size: int, limit: int, stop_ids: frozenset[int], grammar: Grammar | None = None
+) -> Sampling:
     """Return the sampling for a prompt of `size` tokens where prompt and answer may take `limit`.
 
     Without max_tokens it is what fits, at most DEFAULT_MAX_TOKENS. Raises PromptTooLong and InvalidRequest.
@@ -39,6 +41,7 @@ def make_sampling(request: GenerationRequest, size: int, limit: int, stop_ids: f
         stop_ids=stop_ids,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
+        grammar=grammar,
     )
 
 

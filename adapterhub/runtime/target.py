@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adapterhub.data.output import Output
 from adapterhub.data.task import TaskSpec
 from adapterhub.engine.request import Adapter
 from adapterhub.engine.tally import AdapterCounts, Residency
@@ -99,6 +100,12 @@ class GenerationRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    output: Output | None = None
+
+    @property
+    def by_the_task(self) -> bool:
+        """Whether the prompt is made by the task's rules: text and token ids stand as they are."""
+        return self.messages is not None or self.fields is not None
 
 
 @dataclass(frozen=True)

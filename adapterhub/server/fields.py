@@ -20,11 +20,12 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from adapterhub.data.output import MOST_DEPTH, is_deep
+
 MAX_PROMPTS = 128
 MAX_INPUTS = 1024
 MAX_STOPS = 32
 MAX_TOKEN_ID = 2**31 - 1
-MAX_DEPTH = 32
 # Fields that hold the user's turn; a request that set them besides would speak over it.
 TURN_FIELDS = frozenset({"messages", "prompt", "text"})
 
@@ -120,8 +121,8 @@ def shorten(value: Any, limit: int = 80) -> str:
 
 def encodable(value: Any) -> Any:
     """Refuse what cannot be written as JSON again: lone surrogates, NaN and infinities, and nesting without end."""
-    if _is_deep(value):
-        raise refusal(f"lists and objects may be nested {MAX_DEPTH} deep at most")
+    if is_deep(value):
+        raise refusal(f"lists and objects may be nested {MOST_DEPTH} deep at most")
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -129,14 +130,6 @@ def encodable(value: Any) -> Any:
     except ValueError:
         raise refusal("numbers must be finite; JSON has no NaN and no infinity") from None
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        inner = [item for item in level if isinstance(item, dict | list)]
-        level = [each for item in inner for each in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
 
 
 def _template_fields(fields: dict[str, Any]) -> dict[str, Any]:

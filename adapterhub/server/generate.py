@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.errors import UnsupportedRequest
+from adapterhub.errors import InvalidRequest, UnsupportedRequest
 from adapterhub.runtime.hub import AdapterHub
 from adapterhub.runtime.stream import Chunk, GenerationStream
 from adapterhub.runtime.target import GenerationRequest, Target
@@ -72,6 +72,7 @@ def sampling_options(body: SamplingFields, target: Target) -> dict[str, Any]:
         "seed": body.seed,
         "stop": body.stop,
         "logprobs": body.alternatives,
+        "output": body.output,
     }
 
 
@@ -118,7 +119,7 @@ async def _run(
         texts = ["".join(choice.texts) for choice in answer.choices]
         await remember(service, answer.id, generated(target, body.model, asked, texts, record))
 
-    feed = Feed(await service.look_up(partial(start, service.loaded, target, asked)))
+    feed = Feed(await _start(service, record, body, target, asked))
     try:
         if not body.stream:
             return Json(await while_connected(request.receive, _whole(feed, answer, record, ended), record))
@@ -130,6 +131,21 @@ async def _run(
         feed.cancel()
         record.gone = isinstance(error, ClientGone)
         raise
+
+
+async def _start(
+    service: Service, record: Record, body: SamplingFields, target: Target, asked: Sequence[GenerationRequest]
+) -> list[GenerationStream]:
+    """Start all requests; where there is a rule for the answer, in a thread that may take its time to read it."""
+    begin = partial(start, service.loaded, target, asked)
+    if body.output is None and (target.spec is None or target.spec.output is None):
+        return await service.look_up(begin)
+    try:
+        return await service.prepare(begin, record.key)
+    except InvalidRequest as error:
+        if error.param != "output":
+            raise
+        raise type(error)(str(error), param=body.output_field) from error
 
 
 def start(hub: AdapterHub, target: Target, asked: Sequence[GenerationRequest]) -> list[GenerationStream]:

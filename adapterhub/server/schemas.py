@@ -9,7 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from adapterhub.data.output import Output
+
 from .fields import MAX_TOKEN_ID, Content, Inputs, Prompts, Stops, TemplateFields, Text, WireModel, encodable, refusal
+from .output import ResponseFormat, StructuredOutputs
 
 HARMLESS = frozenset(
     {"user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -34,7 +37,6 @@ CHAT_NEUTRAL = MappingProxyType(
         "tool_choice": "none",
         "functions": [],
         "function_call": "none",
-        "response_format": {"type": "text"},
         "modalities": ["text"],
         "audio": None,
         "prediction": None,
@@ -79,6 +81,8 @@ class SamplingFields(WireModel):
     stop: Stops = ()
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingFields:
@@ -87,12 +91,24 @@ class SamplingFields(WireModel):
         limit = self.token_limit
         if limit is not None and self.min_tokens > limit:
             raise refusal(f"min_tokens = {self.min_tokens} is above max_tokens = {limit}", "min_tokens")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise refusal("response_format and structured_outputs both say what to write; give one", "response_format")
         return self
 
     @property
     def token_limit(self) -> int | None:
         """The most tokens to generate, or None where the request does not say."""
         return self.max_tokens
+
+    @property
+    def output(self) -> Output | None:
+        """The rule that the answer keeps; None where the request does not say."""
+        return self.response_format or self.structured_outputs
+
+    @property
+    def output_field(self) -> str:
+        """The field that holds the rule."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @property
     @abstractmethod

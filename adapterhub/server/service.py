@@ -1,4 +1,4 @@
-"""What all requests of one server share: the hub, two thread pools, counters, and whether it still takes work."""
+"""What all requests of one server share: the hub, its thread pools, counters, and whether it still takes work."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .metrics import Metrics
 T = TypeVar("T")
 # Threads that wait for the engine's answers, and how many of them one key may hold.
 COMPUTING, OF_ONE_KEY = 32, 16
+# Threads that read rules for answers, and how many of them one key may hold: a bad rule takes seconds.
+PREPARING, PREPARED_FOR_ONE_KEY = 4, 2
 
 
 class Service:
@@ -48,7 +50,9 @@ class Service:
         # Apart, so that long computations never keep short look-ups waiting.
         self._lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
         self._computing = ThreadPoolExecutor(COMPUTING, thread_name_prefix="compute")
+        self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
         self._turns: dict[str, asyncio.Semaphore] = {}
+        self._preparations: dict[str, asyncio.Semaphore] = {}
 
     def _stats(self) -> Mapping[str, float]:
         return {} if self.hub is None else self.hub.stats()
@@ -75,11 +79,15 @@ class Service:
 
     async def compute(self, call: Callable[[], T], key: str | None = None) -> T:
         """Wait for the engine's answers (labels, vectors) off the event loop; one key never holds all threads."""
-        loop = asyncio.get_running_loop()
-        if key is None:
-            return await loop.run_in_executor(self._computing, call)
-        async with self._turns.setdefault(key, asyncio.Semaphore(OF_ONE_KEY)):
-            return await loop.run_in_executor(self._computing, call)
+        turns = None if key is None else self._turns.setdefault(key, asyncio.Semaphore(OF_ONE_KEY))
+        return await _run(self._computing, turns, call)
+
+    async def prepare(self, call: Callable[[], T], key: str | None = None) -> T:
+        """Run what may first have to read a rule for its answer off the event loop; as `compute`, on threads apart."""
+        turns = None
+        if key is not None:
+            turns = self._preparations.setdefault(key, asyncio.Semaphore(PREPARED_FOR_ONE_KEY))
+        return await _run(self._preparing, turns, call)
 
     def enter(self) -> None:
         """Note that a request runs."""
@@ -104,7 +112,17 @@ class Service:
         """Let the thread pools end, and close the files."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._computing.shutdown(wait=False, cancel_futures=True)
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         if self.access is not None:
             self.access.close()
         if self.feedback is not None:
             self.feedback.close()
+
+
+async def _run(pool: ThreadPoolExecutor, turns: asyncio.Semaphore | None, call: Callable[[], T]) -> T:
+    """Run a call in a thread of `pool`, once its key has a turn."""
+    loop = asyncio.get_running_loop()
+    if turns is None:
+        return await loop.run_in_executor(pool, call)
+    async with turns:
+        return await loop.run_in_executor(pool, call)

@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from adapterhub.cli.registry import register
+from adapterhub.data.output import Output
 from adapterhub.errors import Conflict, RefNotFound, UsageError
 from adapterhub.registry.bundle import hash_file
 from adapterhub.registry.store import Registry
@@ -101,6 +102,13 @@ def test_people_read_stderr(store: Registry, arguments: tuple[str, ...], words: 
     assert result.stdout == ""
     for word in words:
         assert word in result.stderr
+
+
+def test_show_tells_what_answers_look_like(store: Registry, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", kind="generation", output=Output.choices(["[red]yes", "no"]))
+    store.publish("reply", folder, make_card(kind="generation"))
+    assert 'choices: ["[red]yes","no"]' in invoke(store, "show", "reply").stderr
+    assert "choices" not in invoke(store, "show", "mail").stderr
 
 
 def test_an_empty_registry_lists_nothing(tmp_path: Path) -> None:

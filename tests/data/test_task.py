@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.data import task
+from adapterhub.data.output import Output
 from adapterhub.data.task import (
     KINDS,
     LEAST_TEMPERATURE,
@@ -50,7 +51,16 @@ calibrated = specs.flatmap(
 )
 
 
-@given(specs | calibrated)
+written = st.builds(
+    replace,
+    specs.map(lambda spec: replace(spec, kind="generation")),
+    output=st.builds(Output.json, st.dictionaries(st.text(), st.text() | st.integers(), max_size=3))
+    | st.builds(Output.choices, st.lists(st.text(min_size=1), min_size=1, max_size=3))
+    | st.builds(Output.regex, st.text(min_size=1)),
+)
+
+
+@given(specs | calibrated | written)
 def test_what_is_written_is_read_back_to_the_byte(spec: TaskSpec) -> None:
     again = TaskSpec.from_json(spec.to_json())
     assert again == spec
@@ -66,8 +76,9 @@ def test_the_order_of_labels_is_part_of_the_task(spec: TaskSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 3}, "format 3; this program reads formats 1 and 2"),
+        ({"format": 4}, "format 4; this program reads formats 1 to 3"),
         ({"format": 2}, "not a task description"),
+        ({"format": 3}, "a classification task writes none"),
         ({"calibration": {"temperature": 2.0, "reject_below": None}}, "format 1 and a calibration; that is format 2"),
         ({"kind": "ranking"}, "kind 'ranking'; expected one of classification"),
         ({"max_length": "long"}, "not a task description"),
@@ -95,6 +106,35 @@ def test_with_calibration_it_is_a_format_that_older_programs_refuse() -> None:
     record = json.loads(spec.to_json())
     assert record["format"] == 2
     assert record["calibration"] == {"temperature": 1.5, "reject_below": 0.25}
+
+
+def test_with_a_rule_for_its_output_it_is_a_format_that_older_programs_refuse() -> None:
+    spec = TaskSpec("generation", "sha256:0", 5, output=Output.json({"type": "object", "properties": {}}))
+    record = json.loads(spec.to_json())
+    assert record["format"] == 3
+    assert record["output"] == {"json_schema": '{"type":"object","properties":{}}'}
+    assert "calibration" not in record
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 1}, "format 1 and a rule for its output; that is format 3"),
+        ({"calibration": {"temperature": 2}}, "format 3 and a calibration"),
+        ({"output": {"grammar": "x"}}, "unknown rule 'grammar'"),
+        ({"output": {"text": ""}}, "unknown rule 'text'"),
+        ({"output": {"json_schema": {"type": "object"}}}, "unknown rule"),
+        ({"output": {"choices": "[]"}}, "0 choices"),
+        ({"output": {"json_schema": "{"}}, "not a task description"),
+        ({"output": {}}, "not a task description"),
+        ({"output": None}, "not a task description"),
+        ({"output": "text"}, "not a task description"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(change: dict[str, Any], said: str) -> None:
+    record = json.loads(TaskSpec("generation", "sha256:0", 5, output=Output.regex("a+")).to_json())
+    with pytest.raises(CorruptAdapter, match=said):
+        TaskSpec.from_json(json.dumps({**record, **change}))
 
 
 HOSTILE = [0, -1, float("nan"), float("inf"), "x", "1", None, True, [2], {}, 1e308, 10**400, 0.049, 20.1]

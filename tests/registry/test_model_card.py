@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from adapterhub.data.output import Output
 from adapterhub.data.task import Calibration, PromptSpec
 from adapterhub.registry.card import Card
 from adapterhub.registry.model_card import model_card
@@ -302,3 +303,14 @@ def test_lineage_names_what_it_was_made_from_by_hash() -> None:
         FULL["digest"],
     ):
         assert said in lineage
+
+
+def test_what_answers_look_like_is_told_and_without_a_rule_nothing_is() -> None:
+    card = make_card(kind="generation")
+    for output, said in (
+        (Output.json({"type": "object"}), 'Every answer keeps this JSON schema:\n\n    {"type":"object"}\n'),
+        (Output.choices(["yes", "no"]), 'Every answer is one of these:\n\n    ["yes","no"]\n'),
+        (Output.regex("a|\n# b"), "Every answer matches this as a whole:\n\n    a|\n    # b\n"),
+    ):
+        assert said in model_card(card, make_spec("generation", output=output))
+    assert "## Answers" not in model_card(card, make_spec("generation"))

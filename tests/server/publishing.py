@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.base.source import Base, open_base
+from adapterhub.data.output import Output
 from adapterhub.data.task import Calibration, PromptSpec, TaskSpec
 from adapterhub.registry.card import Card
 from adapterhub.registry.store import Registry
@@ -30,8 +31,9 @@ def publish(
     calibration: Calibration | None = None,
     rank: int = 4,
     rslora: bool = False,
+    output: Output | None = None,
 ) -> Published:
-    """Publish a random adapter; another seed is another version, and so is another calibration."""
+    """Publish a random adapter; another seed is another version, and so is another calibration or output."""
     labelled = kind in ("classification", "multilabel")
     folder = make_adapter(
         base.path,
@@ -52,6 +54,7 @@ def publish(
         chat if kind == "generation" else PromptSpec(),
         "mean" if kind == "embedding" else "last" if labelled else None,
         calibration=calibration,
+        output=output,
     )
     (folder / "task.json").write_text(spec.to_json())
     card = Card(

@@ -56,6 +56,8 @@ def show_command(ref: RefArgument, registry: RegistryOption = None, json: JsonOp
         emit({**version.to_record(), "card": card, "stale": stale})
         return
     record = {**version.to_record(), **{key: card[key] for key in _SHOWN if card.get(key)}}
+    if (output := version.spec().output) is not None:
+        record["output"] = ": ".join(*output.to_record().items())
     if card["labelling"]:
         record["labelling"] = _labelling(card["labelling"])
     if stale:
