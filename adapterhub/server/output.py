@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -13,7 +13,7 @@ from adapterhub.errors import InvalidRequest
 from .fields import refusal, shorten
 
 # OpenAI's `strict` may be either: a schema is always kept to the letter. The other two are for people.
-_NAMED = frozenset({"name", "schema", "strict", "description"})
+_NAMED: Mapping[str, type] = {"name": str, "schema": Mapping, "strict": bool, "description": str}
 
 
 def _response_format(value: Any) -> Output:
@@ -31,6 +31,11 @@ def _response_format(value: Any) -> Output:
     if not isinstance(named, Mapping) or not isinstance(named.get("schema"), Mapping):
         raise refusal(f"json_schema must be {{'name': …, 'schema': {{…}}}}; got {shorten(named)}", "json_schema")
     _check_keys(named, _NAMED, "json_schema.")
+    for key, kind in _NAMED.items():
+        if named.get(key) is not None and not isinstance(named[key], kind):
+            raise refusal(
+                f"json_schema.{key} must be a {kind.__name__}; got {shorten(named[key])}", f"json_schema.{key}"
+            )
     return _read(Output.json, named["schema"], "json_schema.schema")
 
 
@@ -56,49 +61,58 @@ def _read(reader: Callable[[Any], Output], rule: Any, field: str) -> Output:
         raise refusal(str(error), field) from error
 
 
-def _check_keys(value: Mapping[str, Any], known: set[str] | frozenset[str], where: str = "") -> None:
+def _check_keys(value: Mapping[str, Any], known: Collection[str], where: str = "") -> None:
     unknown = next((key for key in value if key not in known), None)
     if unknown is not None:
         raise refusal(f"unknown field {shorten(unknown)}; known are {', '.join(sorted(known))}", f"{where}{unknown}")
 
 
+def _object(properties: Mapping[str, Any], required: Collection[str] = (), more: Any = False) -> dict[str, Any]:
+    record = {"type": "object", "properties": dict(properties), "required": list(required)}
+    return {**record, "additionalProperties": more}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [dict(schema), {"type": "null"}]}
+
+
+_TEXT_OR_NULL = _or_null({"type": "string"})
+_NAMED_SCHEMA = _object(
+    {
+        "name": _TEXT_OR_NULL,
+        "description": _TEXT_OR_NULL,
+        "schema": {"type": "object"},
+        "strict": _or_null({"type": "boolean"}),
+    },
+    ["schema"],
+)
+_CHOICES = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MOST_CHOICES}
 ResponseFormat = Annotated[
     Output,
     BeforeValidator(_response_format),
     WithJsonSchema(
         {
-            "type": "object",
-            "properties": {
-                "type": {"enum": ["text", "json_object", "json_schema"]},
-                "json_schema": {
-                    "type": "object",
-                    "properties": {
-                        "name": {"type": "string"},
-                        "description": {"type": "string"},
-                        "schema": {"type": "object"},
-                        "strict": {"type": "boolean"},
-                    },
-                    "required": ["schema"],
-                },
-            },
-            "required": ["type"],
+            "oneOf": [
+                _object({"type": {"const": "text"}}, ["type"]),
+                _object({"type": {"const": "json_object"}}, ["type"]),
+                _object({"type": {"const": "json_schema"}, "json_schema": _NAMED_SCHEMA}, ["type", "json_schema"]),
+            ]
         }
     ),
 ]
+# Exactly one of them must not be null, which the description leaves to the message.
 StructuredOutputs = Annotated[
     Output,
     BeforeValidator(_structured),
     WithJsonSchema(
-        {
-            "type": "object",
-            "properties": {
-                "json": {"type": "object"},
-                "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MOST_CHOICES},
-                "regex": {"type": "string", "minLength": 1},
-                "json_object": {"const": True},
+        _object(
+            {
+                "json": _or_null({"type": "object"}),
+                "choice": _or_null(_CHOICES),
+                "regex": _or_null({"type": "string", "minLength": 1}),
+                "json_object": {"enum": [True, None]},
             },
-            "minProperties": 1,
-            "maxProperties": 1,
-        }
+            more={"type": "null"},
+        )
     ),
 ]

@@ -206,6 +206,8 @@ def test_response_formats_are_read(given: Any, output: Output) -> None:
         ({"type": "json_schema"}, "json_schema must be"),
         ({"type": "json_schema", "json_schema": {"name": "x"}}, "json_schema must be"),
         ({"type": "json_schema", "json_schema": {"schema": {}, "sceme": 1}}, "unknown field 'sceme'"),
+        ({"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}}, "strict must be of type bool"),
+        ({"type": "json_schema", "json_schema": {"schema": {}, "name": 5}}, "name must be of type str"),
         ({"type": "json_schema", "json_schema": {"schema": {"const": "\ud800"}}}, "half of a character"),
         ({"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}, "at most 65536"),
     ],
