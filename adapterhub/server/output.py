@@ -13,7 +13,7 @@ from adapterhub.errors import InvalidRequest
 from .fields import refusal, shorten
 
 # OpenAI's `strict` may be either: a schema is always kept to the letter. The other two are for people.
-_NAMED: Mapping[str, type] = {"name": str, "schema": Mapping, "strict": bool, "description": str}
+_NAMED: Mapping[str, type] = {"name": str, "schema": dict, "strict": bool, "description": str}
 
 
 def _response_format(value: Any) -> Output:
@@ -31,11 +31,10 @@ def _response_format(value: Any) -> Output:
     if not isinstance(named, Mapping) or not isinstance(named.get("schema"), Mapping):
         raise refusal(f"json_schema must be {{'name': …, 'schema': {{…}}}}; got {shorten(named)}", "json_schema")
     _check_keys(named, _NAMED, "json_schema.")
-    for key, kind in _NAMED.items():
-        if named.get(key) is not None and not isinstance(named[key], kind):
-            raise refusal(
-                f"json_schema.{key} must be a {kind.__name__}; got {shorten(named[key])}", f"json_schema.{key}"
-            )
+    for key, wanted in _NAMED.items():
+        if named.get(key) is not None and not isinstance(named[key], wanted):
+            message = f"json_schema.{key} must be of type {wanted.__name__}; got {shorten(named[key])}"
+            raise refusal(message, f"json_schema.{key}")
     return _read(Output.json, named["schema"], "json_schema.schema")
 
 
