@@ -499,6 +499,7 @@ def test_an_output_of_choices_or_an_expression(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, f"{WRITER}output: {{choices: [yes, no]}}\n"))
     assert recipe.output is not None
     assert recipe.output.choices == ("yes", "no")
+    assert load_recipe(write(tmp_path, f"{WRITER}output: {{json_schema: , choices: [yes]}}\n")).output is not None
     replaced = load_recipe(write(tmp_path, WRITER), ["output.regex='[0-9]+'"])
     assert replaced.to_record()["output"] == {"json_schema": None, "choices": None, "regex": "[0-9]+"}
     assert "output" not in load_recipe(write(tmp_path, WRITER)).to_record()

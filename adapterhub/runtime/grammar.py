@@ -156,15 +156,15 @@ class Grammars:
             self._own = _own_tokenizer(self._tokenizer, self._vocabulary, self._stop_ids)
         limits = LLParserLimits(max_lexer_states=MOST_STATES, verbose_errors=False)
         matcher = LLMatcher(self._own, text, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.deep_copy().compute_bitmask()  # makes ready what the first token of every answer needs
+        first = matcher.deep_copy()
+        first.compute_bitmask()  # which makes ready what the first token of every answer needs
+        if reason := matcher.get_error() or first.get_error():
+            raise refused(output, reason.replace("NoExtensionBias", "no answer can keep it"))
         grammar = CompiledGrammar(matcher, self._vocabulary)
-        if matcher.is_error():
-            raise refused(output, matcher.get_error())
         try:
             grammar.start().allowed()
         except InvalidRequest as error:
-            raise refused(output, "no answer can keep it") from error
+            raise refused(output, "this base has no token to begin with") from error
         return grammar
 
 
@@ -174,7 +174,7 @@ def check_output(output: Output) -> None:
 
 
 def grammar_text(output: Output) -> str:
-    """Return the library's form of a rule; raises InvalidRequest."""
+    """Return the library's form of a rule, which may still be wrong."""
     from llguidance import LLMatcher
 
     assert not output.free
@@ -182,10 +182,7 @@ def grammar_text(output: Output) -> str:
         return LLMatcher.grammar_from_regex(output.rule)
     if output.kind == "choices":
         return LLMatcher.grammar_from_regex("|".join(map(_literal, json.loads(output.rule))))
-    try:
-        return LLMatcher.grammar_from_json_schema(output.rule, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise refused(output, str(error)) from error
+    return LLMatcher.grammar_from_json_schema(output.rule, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
 
 
 def check_grammar(text: str, output: Output) -> None:

@@ -16,5 +16,5 @@ def main() -> None:
     sys.stdout.write(LLMatcher.validate_grammar(sys.stdin.read()))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - in a process of its own
     main()

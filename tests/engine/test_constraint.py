@@ -117,6 +117,14 @@ def test_min_tokens_keeps_it_from_ending_early() -> None:
         assert event.token == token
 
 
+def test_min_tokens_of_a_row_that_nothing_ends_bars_nothing() -> None:
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, END] = 9.0
+    (event,) = sample(logits, (Row(Request((1,), lambda _: None, Sampling(9, 3, 0.0)), -1),))
+    assert isinstance(event, TokenEvent)
+    assert event.token == END
+
+
 def test_max_tokens_cuts_it(base: Path) -> None:
     row = constrained(PROMPTS[0], OneOf(SAID[3]), max_tokens=4)
     finish(make_engine(base, "llama"), row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +71,8 @@ def decode(tokens: Sequence[int]) -> str:
     return str(TOKENIZER.decode(tokens, clean_up_tokenization_spaces=False))
 
 
+# The library reads a schema's numbers as doubles, and beyond these a double is not every integer.
+integers = st.integers(-(2**53), 2**53)
 names = st.text('abcé" \\', min_size=1, max_size=4)
 leaves = st.one_of(
     st.sampled_from([{"type": kind} for kind in ("string", "integer", "number", "boolean", "null")]),
@@ -83,10 +86,10 @@ leaves = st.one_of(
         st.integers(0, 4),
         st.integers(0, 4),
     ),
-    st.lists(st.none() | st.booleans() | st.integers() | st.text(max_size=5), min_size=1, max_size=4).map(
+    st.lists(st.none() | st.booleans() | integers | st.text(max_size=5), min_size=1, max_size=4).map(
         lambda values: {"enum": values}
     ),
-    st.integers().map(lambda value: {"const": value}),
+    integers.map(lambda value: {"const": value}),
     st.sampled_from(["^a{2,4}$", "^[ab]+é?$", "^[0-9]{3}-x$"]).map(lambda each: {"type": "string", "pattern": each}),
 )
 
@@ -301,6 +304,30 @@ def test_padding_is_never_allowed() -> None:
     assert not mask[:3].any()
     fewer = Grammars(TOKENIZER, 200, frozenset({END})).get(Output.json({})).start().allowed()
     assert torch.equal(fewer, mask[:200])
+
+
+def test_a_base_without_the_tokens_for_it_cannot_follow_a_rule() -> None:
+    with pytest.raises(InvalidRequest, match="no token to begin with"):
+        Grammars(TOKENIZER, 3, frozenset({END})).get(Output.regex("a"))
+
+
+def test_a_rule_that_is_too_large_for_this_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_STATES", 1)
+    with pytest.raises(InvalidRequest, match="too many states"):
+        Grammars(TOKENIZER, PADDED, frozenset({END})).get(Output.json({}))
+
+
+def test_who_is_interrupted_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def interrupted(process: subprocess.Popen[bytes], *_: object, **__: object) -> None:
+        made.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_output(Output.regex("a"))
+    assert made[0].returncode == -9
 
 
 def test_the_grammars_used_last_are_kept() -> None:

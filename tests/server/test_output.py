@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import openai
@@ -16,6 +19,7 @@ from adapterhub.data.output import Output
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.hub import AdapterHub
 from adapterhub.server.output import ResponseFormat, StructuredOutputs
+from adapterhub.server.service import Service
 
 from .publishing import make_base, publish
 from .running import Running, running
@@ -181,6 +185,22 @@ def test_other_errors_keep_their_own_fields(server: Running) -> None:
 def test_a_task_whose_own_rule_is_wrong_is_damaged(server: Running) -> None:
     answer = server.post(CHAT, {"model": "broken", "messages": TURN})
     assert (answer.status, answer.error["param"]) == (422, "model")
+
+
+def test_one_keys_rules_never_take_all_threads() -> None:
+    async def crowd() -> None:
+        service, free = Service(), threading.Event()
+        held = [asyncio.create_task(service.prepare(partial(free.wait, 30), "flood")) for _ in range(20)]
+        try:
+            # With every thread taken by the other key this would never come back.
+            assert await asyncio.wait_for(service.prepare(lambda: "answered", "other"), 30) == "answered"
+            assert await asyncio.wait_for(service.prepare(lambda: "answered"), 30) == "answered"
+        finally:
+            free.set()
+        assert all(await asyncio.gather(*held))
+        service.close()
+
+    asyncio.run(crowd())
 
 
 @pytest.mark.parametrize(
