@@ -259,3 +259,36 @@ def test_a_target_goes_with_influence_alone(tmp_path: Path) -> None:
         assert "also read" in str(refused(*command, file, "--by", "influence", "--target", other, "--out", other))
     pairs = write("pairs.jsonl", [{"text": "a", "positive": "b"}])
     assert isinstance(refused("score", pairs, "--by", "influence", "--target", pairs, "--out", "o.jsonl"), UsageError)
+
+
+def test_coverage_of_fields() -> None:
+    def rows(*completions: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"prompt": f"p{place}", "completion": json.dumps(each)} for place, each in enumerate(completions)]
+
+    train = write("train.jsonl", rows(*[{"time": 1}] * 8, {"date": 2}))
+    test = write("test.jsonl", rows({"time": 1}, {"date": 2}))
+    answers = write("answers.jsonl", [{"completion": '{"time": 1}'}, {"completion": "oh"}])
+    found = record("coverage", train, "--test", test, "--answers", answers, "--target", "90%")
+    assert found["fields"] == [
+        {"field": "date", "train": 1, "measured": 1, "accuracy": 0.0},
+        {"field": "time", "train": 8, "measured": 1, "accuracy": 1.0},
+    ]
+    assert (found["target"], found["usual"], found["rare"]) == (0.9, 4, [{"field": "date", "train": 1, "lacks": 3}])
+    told = run("coverage", train, "--test", test, "--answers", answers)
+    assert told.stdout == ""
+    assert "date                        1 rows, F1 0.0% on 1" in told.stderr
+    assert "twice the rows of a field: +33.3 points of its F1" in told.stderr
+    unmeasured = run(
+        "coverage",
+        train,
+        "--test",
+        write("one.jsonl", rows({"time": 1})),
+        "--answers",
+        write("a.jsonl", [{"completion": "{}"}]),
+    )
+    assert "not measured" in unmeasured.stderr
+    assert "1 answers to the 2 rows" in str(refused("coverage", train, "--test", test, "--answers", "a.jsonl"))
+    for other in ([{"label": "a"}], ["text"]):
+        Path("b.jsonl").write_text("".join(json.dumps(each) + "\n" for each in other))
+        assert "b.jsonl:1: expected" in str(refused("coverage", train, "--test", test, "--answers", "b.jsonl"))
+    assert "no such file" in str(refused("coverage", train, "--test", test, "--answers", "none.jsonl"))
