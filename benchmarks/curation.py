@@ -319,7 +319,12 @@ def main() -> None:
     )
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--sizes", type=int, nargs="*", help="rows; 0 is all of them")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        help="rows, 0 is all of them; for influence a task's in the pool, and those beside it",
+    )
     parser.add_argument("--metrics", nargs="*", default=METRICS)
     parser.add_argument("--rules", nargs="*", default=("random", "auto", "typicality", "diversity", "uncertainty"))
     parser.add_argument("--floor", type=float, default=1.0, help="least rows of a class, of its random share")
@@ -340,7 +345,7 @@ def main() -> None:
     elif asked.what == "select":
         measure_selection(asked.data or ["banking77", "clinc150"], asked.seeds, asked.rules)
     elif asked.what == "influence":
-        measure_influence(asked.seeds, asked.layers)
+        measure_influence(asked.seeds, asked.layers, *(asked.sizes or ()))
     elif asked.what == "adapters":
         measure_adapters(asked.seeds, asked.out, asked.most)
     elif asked.what == "scale":

@@ -17,17 +17,19 @@ from adapterhub.pipeline.influence import DEFAULT_DECODER
 from adapterhub.training.gradient_store import Adapter, stored_gradients
 
 TASKS = ("trec6", "sst2", "subj")
-# Rows of a task in the pool, and beside it those that targets are drawn from; rows of a target.
-POOL, BESIDE, TARGET = 500, 100, 32
+# Rows of a target at most.
+TARGET = 32
 SHARE = 0.05
 
 
-def measure_influence(seeds: int, layers: int) -> None:
+def measure_influence(seeds: int, layers: int, pool: int = 500, beside: int = 100) -> None:
     """Print the share of the target's task among the 5% of the pool that each way ranks first.
 
-    Answers are told as they are, and as letters (A, B, …), so that their words do not say which task a row is of.
+    Each seed draws `pool` rows of a task for the pool, and the target from `beside` others, all from the same rows of
+    the training split. Answers are told as they are, and as letters (A, B, …), so that their words do not say which
+    task a row is of.
     """
-    texts, answers, task = _rows()
+    texts, answers, task = _rows(pool + beside)
     print(f"| target, answers | random | {DEFAULT_BASE}, text | text and answer | gradients | CPU seconds |")
     print("|---|---|---|---|---|---|")
     for letters in (False, True):
@@ -41,21 +43,21 @@ def measure_influence(seeds: int, layers: int) -> None:
         vectors["gradients"] = stored_gradients(open_base(DEFAULT_DECODER), rows, Adapter(layers))
         seconds = time.process_time() - started
         for number, name in enumerate(TASKS):
-            draws = [_precisions(vectors, told, task, number, seed) for seed in range(seeds)]
+            draws = [_precisions(vectors, told, task, number, seed, pool) for seed in range(seeds)]
             cells = [_cell([draw[way] for draw in draws]) for way in ("random", *vectors)]
             how = "letters" if letters else "words"
             print(f"| {name}, {how} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
 
 
-def _rows() -> tuple[list[str], list[str], np.ndarray]:
+def _rows(count: int) -> tuple[list[str], list[str], np.ndarray]:
     texts, answers = [], []
     for name in TASKS:
         with (DATA / name / "train.jsonl").open() as file:
             rows = [json.loads(line) for line in file]
-        for at in np.random.default_rng(0).permutation(len(rows))[: POOL + BESIDE]:
+        for at in np.random.default_rng(0).permutation(len(rows))[:count]:
             texts.append(rows[at]["text"])
             answers.append(rows[at]["label"])
-    return texts, answers, np.repeat(np.arange(len(TASKS)), POOL + BESIDE)
+    return texts, answers, np.repeat(np.arange(len(TASKS)), count)
 
 
 def _letters(answers: Sequence[str], task: np.ndarray) -> list[str]:
@@ -68,16 +70,16 @@ def _features(texts: Sequence[str]) -> np.ndarray:
 
 
 def _precisions(
-    vectors: dict[str, np.ndarray], answers: Sequence[str], task: np.ndarray, wanted: int, seed: int
+    vectors: dict[str, np.ndarray], answers: Sequence[str], task: np.ndarray, wanted: int, seed: int, size: int
 ) -> dict[str, float]:
     """Draw a pool and a target, and return the precision of each way, all of them by the nearest answer's mean."""
     draw = np.random.default_rng(seed)
     pool, target = [], np.empty(0, np.int64)
     for each in range(len(TASKS)):
         order = draw.permutation(np.flatnonzero(task == each))
-        pool.append(order[:POOL])
+        pool.append(order[:size])
         if each == wanted:
-            target = order[POOL : POOL + TARGET]
+            target = order[size : size + TARGET]
     rows = np.concatenate(pool)
     count = round(SHARE * len(rows))
     groups = [answers[row] for row in target]

@@ -1,9 +1,9 @@
 """Do heads predict adapters? TREC-6 pruned to a half by five methods, then learnt by heads and by adapters.
 
-`python benchmarks/curation.py adapters --out runs.jsonl`: 800 training rows drawn by each seed, labels clean or 15% of
-them flipped, 400 kept; an adapter on the upper 4 layers over one cached trunk, four epochs, and a head on the features
-that judged the rows; both answer the same 500 test rows, once, after the last step. With 5 seeds these are 50 runs, and
-10 with all 800 rows; what is in the file is not run again.
+`python benchmarks/curation.py adapters --out runs.jsonl`: 1,000 training rows drawn by a seed, as they are or with 15%
+of the labels flipped, 500 kept; an adapter on the upper 4 layers over one cached trunk, four epochs, and a head on the
+features that judged the rows; both answer the same 500 test rows, once, after the last step. With 5 seeds these are 50
+runs, and 10 with all 1,000 rows; what is in the file is not run again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from adapterhub.pipeline.influence import influence_of
 from adapterhub.training.train import Trainer
 
 METHODS = ("random", "easy", "hard", "prototype", INFLUENCE)
-ROWS, KEEP, TEST, TARGET, FLIPS = 800, 0.5, 500, 64, 0.15
+ROWS, KEEP, TEST, TARGET, FLIPS = 1000, 0.5, 500, 64, 0.15
 SETTINGS = (
     "lora.layers=top-4",
     "training.epochs=4",
