@@ -52,7 +52,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/weak.py --out weak.jsonl
 	$(BIN)/python benchmarks/forecast.py
-	for part in features prune rule duplicates select scale; do $(BIN)/python benchmarks/curation.py $$part; done
+	for part in features prune rule duplicates select influence scale; do $(BIN)/python benchmarks/curation.py $$part; done
 	for part in recovery clones; do $(BIN)/python benchmarks/label_models.py $$part; done
 
 docs: $(STAMP)  ## docs/cli.md from the command line itself

@@ -1,8 +1,9 @@
 """Which rows are worth having: pruning, duplicates, selection, time and memory, with heads on stored features.
 
-    python benchmarks/curation.py features|prune|duplicates|select|scale [--seeds 10]
+    python benchmarks/curation.py features|prune|rule|duplicates|select|scale|influence|adapters [--seeds 10]
 
-Prints Markdown tables. Nothing is trained but heads: what they say of rows is not proof of what adapters say.
+Prints Markdown tables. But for `adapters` nothing is trained but heads: what they say of rows is no proof of what
+adapters say.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from influence import measure_influence
+from pruned_adapters import measure_adapters
 from public import DATA
 
 from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
@@ -311,13 +314,23 @@ def _rows(name: str, split: str) -> list[dict[str, str]]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("features", "prune", "rule", "duplicates", "select", "scale", "step"))
+    parser.add_argument(
+        "what", choices=("features", "prune", "rule", "duplicates", "select", "scale", "influence", "step")
+    )
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--sizes", type=int, nargs="*", help="rows; 0 is all of them")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        help="rows, 0 is all of them; for influence a task's in the pool, and those beside it",
+    )
     parser.add_argument("--metrics", nargs="*", default=METRICS)
     parser.add_argument("--rules", nargs="*", default=("random", "auto", "typicality", "diversity", "uncertainty"))
     parser.add_argument("--floor", type=float, default=1.0, help="least rows of a class, of its random share")
+    parser.add_argument("--out", type=Path, default=Path("pruned-adapters.jsonl"), help="runs of adapters, kept here")
+    parser.add_argument("--most", type=int, default=0, help="adapters to train at most in this call; 0 is all")
+    parser.add_argument("--layers", type=int, default=4, help="upper layers whose gradients tell influence")
     parser.add_argument("--step", choices=_STEPS)
     asked = parser.parse_args()
     names = asked.data or ["trec6", "sst2", "banking77"]
@@ -331,6 +344,10 @@ def main() -> None:
         measure_duplicates(names, asked.seeds)
     elif asked.what == "select":
         measure_selection(asked.data or ["banking77", "clinc150"], asked.seeds, asked.rules)
+    elif asked.what == "influence":
+        measure_influence(asked.seeds, asked.layers, *(asked.sizes or ()))
+    elif asked.what == "adapters":
+        measure_adapters(asked.seeds, asked.out, asked.most)
     elif asked.what == "scale":
         measure_scale(asked.sizes or (10_000, 100_000))
     else:

@@ -1,12 +1,16 @@
-"""Coverage of concepts: how often each label occurs among the training rows, and how accuracy follows the count."""
+"""Coverage of concepts: how often each label or field occurs in training rows, and how accuracy follows the count."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from adapterhub.errors import DataError
+from adapterhub.metrics import by_field
 
 from .ladder import Ladder
 from .learning_curve import LEAST_SIZES, Curve, fit_curves
@@ -17,7 +21,7 @@ _RARE = 0.5
 
 @dataclass(frozen=True)
 class LabelCount:
-    """A label: its training rows, how many rows measure it, and its accuracy (None where no row measures it)."""
+    """A label or field: its training rows, those that measure it, and its accuracy or F1 (None where none does)."""
 
     label: str
     train: int
@@ -31,7 +35,7 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Labels from the rarest on, and how accuracy follows the count over all labels and sizes.
+    """Labels, or fields of JSON answers, from the rarest on, and how accuracy follows the count over all and all sizes.
 
     `per_doubling` is by how much accuracy rises where a label has twice the rows, by a straight line in the logarithm
     of the count; `correlation` is that of the two, None where nothing varies. `needed` is how many rows a label takes
@@ -81,8 +85,47 @@ def cover(
     for label in np.flatnonzero(measured):
         errors[:, label] = ladder.rows(gold == label).errors
     goal = 1 - float(ladder.errors[-1]) if target is None else target
+    return _covered(names, counts, errors, measured, goal)
+
+
+def cover_fields(
+    train: Sequence[str], gold: Sequence[str], answers: Sequence[str], target: float | None = None
+) -> Coverage:
+    """Return the coverage of the fields of answers that are JSON objects; `target` None is the F1 over all fields.
+
+    `train` are completions that were learnt from, `gold` those of held-out rows, and `answers` what was written there.
+    A field's F1 is over its (field, value) pairs, and it is measured by as many as the gold ones. Raises DataError
+    where no completion to learn from has a field.
+    """
+    scores = by_field(gold, answers)
+    occurs = Counter(name for name, (_, count, _) in _each(train) for _ in range(count))
+    if not occurs:
+        raise DataError("no completion of the training rows is a JSON object with fields; coverage is of such fields")
+    # What is written and never right to write is no concept of the task.
+    names = sorted(occurs.keys() | {name for name, (_, count, _) in scores.items() if count})
+    found = np.array([scores.get(name, (0, 0, 0)) for name in names], float)
+    measured = found[:, 1].astype(int)
+    with np.errstate(invalid="ignore"):
+        errors = np.where(measured > 0, 1 - 2 * found[:, 0] / found[:, 1:].sum(axis=1), np.nan)
+    totals = np.array([*scores.values()], float).reshape(-1, 3).sum(axis=0)
+    goal = 2 * totals[0] / max(1.0, totals[1] + totals[2]) if target is None else target
+    counts = np.array([[occurs[name] for name in names]], float)
+    return _covered(names, counts, errors[None], measured, float(goal))
+
+
+def _each(completions: Sequence[str]) -> Iterable[tuple[str, tuple[int, int, int]]]:
+    """Yield every completion's fields."""
+    return (pair for text in completions for pair in by_field([text], [text]).items())
+
+
+def _covered(
+    names: Sequence[str], counts: np.ndarray, errors: np.ndarray, measured: np.ndarray, goal: float
+) -> Coverage:
+    """Return the coverage of names, by counts and errors [sizes, names] and how many rows measure each."""
     found = [
-        LabelCount(name, round(float(counts[-1, i])), int(measured[i]), None if not measured[i] else 1 - errors[-1, i])
+        LabelCount(
+            name, round(float(counts[-1, i])), int(measured[i]), None if not measured[i] else float(1 - errors[-1, i])
+        )
         for i, name in enumerate(names)
     ]
     found.sort(key=lambda each: (each.train, each.label))

@@ -60,6 +60,10 @@ def _parts(
     if known is not None and hardness is not None and len(known):
         yield _table(f"Hardest, by {hardness}", rows, known, scores[hardness], suspects, most=True)
         yield _table(f"Easiest, by {hardness}", rows, known, scores[hardness], suspects, most=False)
+    if "influence" in scores:
+        told = members[~np.isnan(scores["influence"][members])]
+        yield _table("Most influence towards the target", rows, told, scores["influence"], suspects, most=True)
+        yield _table("Least influence", rows, told, scores["influence"], suspects, most=False)
     if "prototype" in scores:
         yield _table("Most typical", rows, members, scores["prototype"], suspects, most=False)
         yield _table("Least typical", rows, members, scores["prototype"], suspects, most=True)

@@ -76,8 +76,8 @@ class Plan:
 
     def reason(self, row: int) -> dict[str, object]:
         """Return what is written of a row that goes."""
-        if self.values is None:
-            return {"reason": "random"}
+        if self.values is None or np.isnan(self.values[row]):
+            return {"reason": self.metric}
         return {"reason": self.metric, "score": round(float(self.values[row]), 5)}
 
 

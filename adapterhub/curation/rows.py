@@ -21,6 +21,7 @@ import numpy as np
 from adapterhub.data.example import Example
 from adapterhub.data.files import likely_kind, read_rows
 from adapterhub.data.prompt import input_text
+from adapterhub.data.rows import RowRules, to_example
 from adapterhub.recipe import Kind
 
 NO_ANSWER = 0
@@ -97,6 +98,11 @@ class Rows:
     def texts(self) -> Iterator[str]:
         """Yield the text of every row."""
         return map(self.text, range(len(self)))
+
+    def examples(self) -> Iterator[Example]:
+        """Yield every row as an example."""
+        rules = RowRules(self.kind, labelled=False)
+        return (to_example(self.record(row), rules, "") for row in range(len(self)))
 
     def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
         """Return the labels there are, sorted, and int64 [rows] of indices into them, -1 where there is none."""

@@ -223,6 +223,19 @@ def field_counts(gold: Sequence[str], predicted: Sequence[str]) -> tuple[NDArray
     return hits, np.array(counts, np.float64)[:, None] + np.array(wrong, np.float64)[:, None]
 
 
+def by_field(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Return for each field of completions that are JSON objects: right pairs, gold pairs, predicted pairs."""
+    check_rows(gold, predicted)
+    found: dict[str, tuple[int, int, int]] = {}
+    for want, got in zip(map(_pairs, gold), map(_pairs, predicted), strict=True):
+        for place, pairs in enumerate((want & got, want, got)):
+            for (name, _), count in pairs.items():
+                tally = list(found.get(name, (0, 0, 0)))
+                tally[place] += count
+                found[name] = (tally[0], tally[1], tally[2])
+    return found
+
+
 def retrieval(places: Sequence[int]) -> dict[str, Metric]:
     """Return recall_at_1, recall_at_5 and mrr (mean reciprocal rank) of `ranks`, the places of the right texts."""
     import numpy as np

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.metrics import is_right
-from adapterhub.registry.disk import remove, temporary_name
 from adapterhub.registry.store import Registry
 
 from .measure import completion_limits, gold_answers, gold_of, likeliest
 from .prepare import Prepared
 from .rungs import Outcomes, Rung, Watch
+from .trained import TrainedRuns
 
 if TYPE_CHECKING:
     from adapterhub.runtime.hub import AdapterHub
@@ -29,38 +29,42 @@ _AT_ONCE = 4
 def climb(
     prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress, watch: Watch
 ) -> None:
-    """Have the outcome of each rung, by its key, in `folder`; trained adapters lie there until they are measured.
+    """Have the outcome of each rung, by its key, in `folder`.
 
-    Raises what training and answering raise; what was trained before is kept.
+    Adapters that a sweep, or this, has trained before are not trained again. Raises what training and answering raise;
+    what was trained before is kept.
     """
     outcomes = Outcomes(folder)
     missing = {key: rung for key, rung in rungs.items() if outcomes.get(key) is None}
-    left = {key: rung for key, rung in missing.items() if not _adapter(folder, key).is_dir()}
-    if left:
-        _train(prepared, left, folder, progress)
     if missing:
-        _measure(prepared, missing, folder, registry, progress, watch)
+        adapters = _trained(prepared, missing, progress)
+        _measure(prepared, adapters, folder, registry, progress, watch)
 
 
-def _train(prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, progress: Progress) -> None:
+def _trained(prepared: Prepared, rungs: Mapping[str, Rung], progress: Progress) -> dict[str, Path]:
+    """Return each rung's adapter, trained where it is not kept."""
     from adapterhub.training.train import Trainer
 
+    kept = TrainedRuns()
+    jobs = {key: _job(prepared, rung) for key, rung in rungs.items()}
+    found = {key: run.folder for key, job in jobs.items() if (run := kept.get(job)) is not None}
+    left = [key for key in jobs if key not in found]
+    if not left:
+        return found
     trainer = Trainer(prepared.base, prepared.recipe.training.precision)
-    each, left = list(rungs.items()), len(rungs)
-    for start in range(0, len(each), _AT_ONCE):
-        part = each[start : start + _AT_ONCE]
-        progress.stage(f"{prepared.recipe.task}: {left} adapters to train, next on {part[-1][1].size} rows")
-        outcomes = trainer.train([_job(prepared, rung) for _, rung in part], progress)
-        for (key, _), outcome in zip(part, outcomes, strict=True):
+    for start in range(0, len(left), _AT_ONCE):
+        part = left[start : start + _AT_ONCE]
+        progress.stage(
+            f"{prepared.recipe.task}: {len(left) - start} adapters to train, next on {rungs[part[-1]].size} rows"
+        )
+        for key, outcome in zip(part, trainer.train([jobs[key] for key in part], progress), strict=True):
             if isinstance(outcome, AdapterHubError):
                 raise outcome
-            temporary = folder / temporary_name()
-            temporary.mkdir(parents=True)
-            outcome.write(temporary)
-            temporary.replace(_adapter(folder, key))
-        left -= len(part)
+            found[key] = kept.put(jobs[key], outcome).folder
     trainer.close()
+    kept.make_room(found.values())
     gc.collect()  # The training model goes before the one that answers comes.
+    return found
 
 
 def _job(prepared: Prepared, rung: Rung) -> TrainingJob:
@@ -71,17 +75,16 @@ def _job(prepared: Prepared, rung: Rung) -> TrainingJob:
 
 
 def _measure(
-    prepared: Prepared, rungs: Mapping[str, Rung], folder: Path, registry: Registry, progress: Progress, watch: Watch
+    prepared: Prepared, adapters: Mapping[str, Path], folder: Path, registry: Registry, progress: Progress, watch: Watch
 ) -> None:
     from adapterhub.runtime.hub import AdapterHub
 
     name, rows = prepared.splits.measured
-    progress.stage(f"{prepared.recipe.task}: {len(rungs)} adapters on {len(rows)} {name} rows")
+    progress.stage(f"{prepared.recipe.task}: {len(adapters)} adapters on {len(rows)} {name} rows")
     with AdapterHub(base=prepared.base, registry=registry, precision=prepared.recipe.training.precision) as hub:
-        for done, key in enumerate(rungs):
-            watch("adapters measured", done, len(rungs))
-            Outcomes(folder).put(key, _wrong(prepared, hub, _adapter(folder, key)))
-            remove(_adapter(folder, key))
+        for done, (key, adapter) in enumerate(adapters.items()):
+            watch("adapters measured", done, len(adapters))
+            Outcomes(folder).put(key, _wrong(prepared, hub, adapter))
 
 
 def _wrong(prepared: Prepared, hub: AdapterHub, adapter: Path) -> list[bool]:
@@ -97,7 +100,3 @@ def _wrong(prepared: Prepared, hub: AdapterHub, adapter: Path) -> list[bool]:
         told = likeliest(answer)[0] if spec.kind == "classification" else answer.answer
         found.append(not is_right(spec.kind, gold_of(example, spec.kind), told))
     return found
-
-
-def _adapter(folder: Path, key: str) -> Path:
-    return folder / f"adapter-{key}"

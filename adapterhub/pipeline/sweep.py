@@ -27,9 +27,10 @@ from adapterhub.registry.store import Registry
 from .prepare import Prepared, prepare
 from .runs import held, run_folder
 from .space import Settings, Space
+from .trained import KeptRun, TrainedRuns
 
 if TYPE_CHECKING:
-    from adapterhub.training.job import Progress
+    from adapterhub.training.job import Progress, TrainingJob
     from adapterhub.training.train import Trainer
 
 # Settings that train at the same time: more would not be faster, and each takes memory for optimiser and activations.
@@ -161,6 +162,7 @@ class _Runner:
     ) -> None:
         self._path, self._overrides, self._prepared, self._order = path, overrides, prepared, order
         self._trainer, self._file, self._progress = trainer, folder / RESULTS, progress
+        self._kept = TrainedRuns()
         self.metric = "loss"
         self._seen: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,17 +192,29 @@ class _Runner:
             recipe = load_recipe(self._path, [*self._overrides, *as_overrides(trial.settings)])
             recipe = recipe.model_copy(update={"task": f"{recipe.task}-{trial.number}"})
             jobs.append(replace(self._prepared, recipe=recipe).job(self._order[:rows]))
-        outcomes = self._trainer.train(jobs, self._progress)
-        for trial, outcome in zip(trials, outcomes, strict=True):
+        for trial, outcome in zip(trials, self._outcomes(jobs), strict=True):
             record: dict[str, Any] = {"key": self._key(trial.settings, rows), "rows": rows, "settings": trial.settings}
             if isinstance(outcome, AdapterHubError):
                 record["error"] = str(outcome)
             else:
-                assert outcome.result.best is not None, "there are validation rows"
-                record |= {"evaluation": asdict(outcome.result.best), "seconds": outcome.result.seconds}
+                assert outcome.best is not None, "there are validation rows"
+                record |= {"evaluation": asdict(outcome.best), "seconds": outcome.seconds}
             with self._file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(record) + "\n")
             self._note(trial, rows, record)
+
+    def _outcomes(self, jobs: Sequence[TrainingJob]) -> list[KeptRun | AdapterHubError]:
+        """Return what came of each job, trained where it is not kept: a forecast may have trained the same."""
+        found: dict[int, KeptRun | AdapterHubError] = {}
+        for place, job in enumerate(jobs):
+            if (run := self._kept.get(job)) is not None:
+                found[place] = run
+        left = [place for place in range(len(jobs)) if place not in found]
+        outcomes = self._trainer.train([jobs[place] for place in left], self._progress) if left else []
+        for place, outcome in zip(left, outcomes, strict=True):
+            found[place] = outcome if isinstance(outcome, AdapterHubError) else self._kept.put(jobs[place], outcome)
+        self._kept.make_room()
+        return [found[place] for place in range(len(jobs))]
 
     def _note(self, trial: Trial, rows: int, record: dict[str, Any]) -> None:
         if "error" in record:

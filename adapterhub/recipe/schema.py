@@ -109,14 +109,31 @@ LabelsKey = Annotated[
 class Curate(Section):
     """Which share of the training rows is learnt from, by what, judged by heads on the features of `base`.
 
-    `floor` is the least a class keeps, as a part of what a random share would leave it.
+    `floor` is the least a class keeps, as a part of what a random share would leave it: 1, but nothing where rows are
+    kept by their influence towards the rows of `target`, a file.
     """
 
     keep: Annotated[float, Field(gt=0, le=1)]
-    by: Literal["auto", "random", "easy", "hard", "margin", "loss", "forgetting", "prototype"] = "auto"
-    floor: Annotated[float, Field(ge=0, le=1)] = 1.0
+    by: Literal["auto", "random", "easy", "hard", "margin", "loss", "forgetting", "prototype", "influence"] = "auto"
+    target: NonEmpty | None = None
+    floor: Annotated[float, Field(ge=0, le=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     base: NonEmpty | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("floor") is None:
+            return {**given, "floor": 0.0 if given.get("by") == "influence" else 1.0}
+        return given
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Curate:
+        if self.by == "influence" and self.target is None:
+            raise ValueError("by is 'influence', but no target is named; name a file of rows to be good at")
+        if self.by != "influence" and self.target is not None:
+            raise ValueError(f"target is {self.target!r}, but by is {self.by!r}; only 'influence' has a target")
+        return self
 
 
 class Prompt(Section):
@@ -288,9 +305,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _curation_fits_the_kind(self) -> Recipe:
-        if self.curate is not None and self.kind != "classification":
+        if self.curate is None:
+            return self
+        kinds = ("classification", "multilabel", "generation") if self.curate.by == "influence" else ("classification",)
+        if self.kind not in kinds:
             raise ValueError(
-                f"curate is given, but kind is {self.kind!r}; only classification rows are judged so, leave it out"
+                f"curate is given, but kind is {self.kind!r}; only {' and '.join(kinds)} rows are judged so, leave it "
+                "out"
+            )
+        if self.curate.target is not None and self.curate.target in (self.data.test, self.data.validation):
+            raise ValueError(
+                f"curate.target is {self.curate.target!r}, which is measured on: rows chosen to be like it would "
+                "flatter the task; name other rows"
             )
         return self
 
@@ -356,6 +382,8 @@ class Recipe(Section):
         for section in ("curate", "output"):
             if record[section] is None:
                 del record[section]  # cards and digests of recipes without it stay as they were
+        if record.get("curate", {}).get("target", "") is None:
+            del record["curate"]["target"]
         record["training"] = {k: v for k, v in record["training"].items() if v is not None or k not in _USES}
         if record["training"]["batch_tokens"] is not None:
             del record["training"]["batch_size"]  # a default that is not used; both together are refused

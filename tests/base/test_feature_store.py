@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from adapterhub.base import feature_store
-from adapterhub.base.feature_store import FeatureStore, stored_features
+from adapterhub.base import vector_store
+from adapterhub.base.feature_store import feature_store, stored_features
 from adapterhub.base.features import features
 from adapterhub.base.source import Base, open_base
+from adapterhub.base.vector_store import VectorStore
 from adapterhub.errors import AdapterHubError, BaseError, InvalidRequest
 from tests.tiny import make_tiny_base
 
@@ -29,7 +30,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
 
 
 def folder(base: Base) -> Path:
-    return FeatureStore.open(base, "mean", torch.float32, Path(os.environ["ADAPTERHUB_CACHE"])).folder
+    return feature_store(base, "mean", torch.float32).folder
 
 
 def test_they_are_what_the_base_says_and_computed_once(base: Base) -> None:
@@ -43,8 +44,8 @@ def test_they_are_what_the_base_says_and_computed_once(base: Base) -> None:
 
 
 def test_chunks_and_progress(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_store, "CHUNK", 2)
-    monkeypatch.setattr(feature_store, "_IN_MEMORY", 0)
+    monkeypatch.setattr(vector_store, "CHUNK", 2)
+    monkeypatch.setattr(vector_store, "_IN_MEMORY", 0)
     heard: list[int] = []
     found = stored_features(base, TEXTS, progress=heard.append)
     assert heard == [2, 4, 5]
@@ -81,26 +82,29 @@ def test_what_was_half_written_is_computed_again(base: Base, cut: int) -> None:
 
 
 def test_keys_that_begin_alike_are_told_apart(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = feature_store._key
-    monkeypatch.setattr(feature_store, "_key", lambda text: b"the same" + plain(text)[8:])
+    plain = vector_store._hash
+    monkeypatch.setattr(vector_store, "_hash", lambda said: b"the same" + plain(said)[8:])
     np.testing.assert_allclose(stored_features(base, TEXTS), features(base, TEXTS).numpy(), atol=1e-5)
 
 
 def test_two_processes_add_to_one_store(base: Base) -> None:
-    cache = Path(os.environ["ADAPTERHUB_CACHE"])
-    first, second = (FeatureStore.open(base, "mean", torch.float32, cache) for _ in range(2))
-    a, b = first.take(["a", "b"]), second.take(["c", "b", "d"])
+    first, second = (feature_store(base, "mean", torch.float32) for _ in range(2))
+
+    def take(store: VectorStore, texts: list[str]) -> np.ndarray:
+        return store.take(texts, str.encode, lambda missing, _: features(base, missing).numpy())
+
+    a, b = take(first, ["a", "b"]), take(second, ["c", "b", "d"])
     assert len(second) == 5  # "b" came in twice, which harms nobody
-    assert np.array_equal(second.take(["a", "b"]), a)
-    assert np.array_equal(first.take(["c", "b", "d"]), b)
+    assert np.array_equal(take(second, ["a", "b"]), a)
+    assert np.array_equal(take(first, ["c", "b", "d"]), b)
 
 
 def test_a_killed_process_leaves_what_it_had_committed(base: Base) -> None:
     program = (
         "import sys\n"
-        "from adapterhub.base import feature_store\n"
+        "from adapterhub.base import feature_store, vector_store\n"
         "from adapterhub.base.source import open_base\n"
-        "feature_store.CHUNK = 1\n"
+        "vector_store.CHUNK = 1\n"
         "texts = (str(n) for n in range(10**6))\n"
         "feature_store.stored_features(open_base(sys.argv[1]), texts, progress=print)\n"
     )

@@ -197,3 +197,98 @@ def test_select(base: str) -> None:
         "chosen by diversity"
         in run("select", pool, "--by", "diversity", "--budget", "3", "--base", base, "--out", "n.jsonl").stderr
     )
+
+
+def test_influence_towards_a_target(base: str, tmp_path: Path) -> None:
+    decoder = str(make_tiny_base(tmp_path / "decoder"))
+    file = write("rows.jsonl", [*ROWS, {"text": "no label"}])
+    target = write(
+        "target.jsonl", [*[row for row in ROWS if row["label"] == "part"][:5], {"text": "?", "label": "new"}]
+    )
+    options = ("--target", target, "--decoder", decoder)
+    found = record("score", file, "--by", "influence", *options, "--out", "scored.jsonl")
+    assert found["scores"] == ["influence"]
+    scored = lines("scored.jsonl")
+    assert scored[-1]["scores"] == {}
+    by_label = {label: [row["scores"]["influence"] for row in scored[:-1] if row["label"] == label] for label in WORDS}
+    assert min(by_label["part"]) > max(by_label["greet"])
+    assert "Most influence" in Path("scored.jsonl.html").read_text()
+    both = record("score", file, "--by", "influence,prototype", *options, "--base", base, "--out", "scored.jsonl")
+    assert both["scores"] == ["influence", "prototype"]
+    assert lines("scored.jsonl")[0]["scores"].keys() == {"influence", "prototype"}
+
+    pruned = record(
+        "prune", file, "--keep", "0.4", "--by", "influence", *options, "--base", base, "--out", "near.jsonl"
+    )
+    assert (pruned["kept"], pruned["by"], pruned["target"]) == (24, "influence", target)
+    assert {row["label"] for row in lines("near.jsonl")} == {"part"}
+    assert lines("near.jsonl.dropped.jsonl")[0]["reason"] == "influence"
+    lineage = read_lineage(Path("near.jsonl"))
+    assert lineage is not None
+    assert lineage["base"] == decoder
+    # One label of the target's is all that the pool knows: nothing to try.
+    assert pruned["trial"] == {}
+    again = write("target.jsonl", ROWS[:10])
+    tried = run(
+        "prune",
+        file,
+        "--keep",
+        "0.5",
+        "--by",
+        "influence",
+        "--target",
+        again,
+        *options[2:],
+        "--base",
+        base,
+        "--floor",
+        "1",
+        "--out",
+        "near.jsonl",
+    )
+    assert tried.exit_code == 0, tried.exception
+    assert "accuracy of heads on the target's rows" in tried.stderr
+
+
+def test_a_target_goes_with_influence_alone(tmp_path: Path) -> None:
+    file, other = write("rows.jsonl", ROWS), write("other.jsonl", ROWS)
+    for command in (("score",), ("prune", "--keep", "0.5")):
+        named = (*command, file, "--out", "out.jsonl")
+        assert "with --target FILE" in str(refused(*named, "--by", "influence"))
+        assert "are for --by influence" in str(refused(*named, "--target", other))
+        assert "also read" in str(refused(*command, file, "--by", "influence", "--target", other, "--out", other))
+    pairs = write("pairs.jsonl", [{"text": "a", "positive": "b"}])
+    assert isinstance(refused("score", pairs, "--by", "influence", "--target", pairs, "--out", "o.jsonl"), UsageError)
+
+
+def test_coverage_of_fields() -> None:
+    def rows(*completions: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"prompt": f"p{place}", "completion": json.dumps(each)} for place, each in enumerate(completions)]
+
+    train = write("train.jsonl", rows(*[{"time": 1}] * 8, {"date": 2}))
+    test = write("test.jsonl", rows({"time": 1}, {"date": 2}))
+    answers = write("answers.jsonl", [{"completion": '{"time": 1}'}, {"completion": "oh"}])
+    found = record("coverage", train, "--test", test, "--answers", answers, "--target", "90%")
+    assert found["fields"] == [
+        {"field": "date", "train": 1, "measured": 1, "accuracy": 0.0},
+        {"field": "time", "train": 8, "measured": 1, "accuracy": 1.0},
+    ]
+    assert (found["target"], found["usual"], found["rare"]) == (0.9, 4, [{"field": "date", "train": 1, "lacks": 3}])
+    told = run("coverage", train, "--test", test, "--answers", answers)
+    assert told.stdout == ""
+    assert "date                        1 rows, F1 0.0% on 1" in told.stderr
+    assert "twice the rows of a field: +33.3 points of its F1" in told.stderr
+    unmeasured = run(
+        "coverage",
+        train,
+        "--test",
+        write("one.jsonl", rows({"time": 1})),
+        "--answers",
+        write("a.jsonl", [{"completion": "{}"}]),
+    )
+    assert "not measured" in unmeasured.stderr
+    assert "1 answers to the 2 rows" in str(refused("coverage", train, "--test", test, "--answers", "a.jsonl"))
+    for other in ([{"label": "a"}], ["text"]):
+        Path("b.jsonl").write_text("".join(json.dumps(each) + "\n" for each in other))
+        assert "b.jsonl:1: expected" in str(refused("coverage", train, "--test", test, "--answers", "b.jsonl"))
+    assert "no such file" in str(refused("coverage", train, "--test", test, "--answers", "none.jsonl"))

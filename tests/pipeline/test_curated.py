@@ -87,3 +87,28 @@ def test_check_counts_what_will_be_left(tmp_path: Path) -> None:
     assert whole.estimate is not None
     assert half.estimate is not None
     assert half.estimate.steps < whole.estimate.steps
+
+
+def test_rows_are_kept_by_their_influence_towards_a_target(tmp_path: Path) -> None:
+    path = curated(tmp_path, keep=0.5, by="influence", target="wanted.jsonl", base=None)
+    reds = [dict(row.fields) for row in toy_rows(40, 5) if row.label == "red"]
+    write_rows(tmp_path / "wanted.jsonl", reds)
+    found = read_splits(load_recipe(path))
+    assert {row.label for row in found.train} == {"red"}
+    assert (found.curation["metric"], found.curation["kept"], found.curation["floor"]) == ("influence", 40, 0.0)
+    assert (found.curation["target"]["name"], found.curation["target"]["rows"]) == ("wanted.jsonl", 20)
+    assert found.curation["base"] == load_recipe(path).base_name
+    # With a floor, every class keeps its share.
+    path = curated(tmp_path, keep=0.5, by="influence", target="wanted.jsonl", base=None, floor=1)
+    assert sum(row.label == "red" for row in read_splits(load_recipe(path)).train) == 20
+
+
+def test_a_target_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no target is named"):
+        load_recipe(curated(tmp_path, keep=0.5, by="influence"))
+    with pytest.raises(ConfigError, match="only 'influence' has a target"):
+        load_recipe(curated(tmp_path, keep=0.5, target="wanted.jsonl"))
+    with pytest.raises(ConfigError, match="which is measured on"):
+        load_recipe(curated(tmp_path, keep=0.5, by="influence", target="test.jsonl"))
+    with pytest.raises(ConfigError, match="only classification and multilabel and generation rows"):
+        load_recipe(curated(tmp_path, keep=0.5, by="influence", target="wanted.jsonl"), ["kind=embedding"])

@@ -15,8 +15,9 @@ from adapterhub.cli.shared import console
 if TYPE_CHECKING:
     import numpy as np
 
-    from adapterhub.base.feature_store import Report
+    from adapterhub.base.vector_store import Report
     from adapterhub.curation.rows import Rows
+    from adapterhub.data.example import Example
     from adapterhub.recipe import Kind
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Rows: JSONL, CSV or Parquet.")]
@@ -34,6 +35,21 @@ KindOption = Annotated[
 TemplateOption = Annotated[
     str | None,
     typer.Option("--template", metavar="TEXT", help='What the base reads, as a recipe\'s prompt.template: "{text}".'),
+]
+TargetOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--target", metavar="FILE", help="Rows with answers to be good at, for influence.", show_default=False
+    ),
+]
+DecoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        metavar="NAME",
+        help="Base whose gradients tell influence; else smollm2-135m-instruct.",
+        show_default=False,
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of what is drawn.")]
 
@@ -55,6 +71,29 @@ def features_of(texts: Iterable[str], total: int, base: str | None, pooling: str
         opened = open_base(DEFAULT_BASE if base is None else base, progress=progress)
     with bar("Reading features", total) as report:
         return stored_features(opened, texts, pooling, progress=report), opened.name
+
+
+def influence_on(rows: Rows, target: Path, decoder: str | None) -> tuple[np.ndarray, list[Example], str]:
+    """Return the influence of each row towards those of `target`, float32 [rows], the target, and the base's name."""
+    from adapterhub.base.source import open_base
+    from adapterhub.pipeline.influence import DEFAULT_DECODER, influence_of, read_target
+
+    wanted = read_target(target, rows.kind)
+    with base_progress() as progress:
+        opened = open_base(DEFAULT_DECODER if decoder is None else decoder, progress=progress)
+    with bar("Gradients of rows", len(rows)) as report:
+        values = influence_of(opened, rows.examples(), wanted, rows.kind, rows.template, report)
+    return values, wanted, opened.name
+
+
+def check_target(target: Path | None, decoder: str | None, *, influence: bool) -> None:
+    """Raise UsageError where influence has no target, or something else has one."""
+    from adapterhub.errors import UsageError
+
+    if influence and target is None:
+        raise UsageError("--by influence: name the rows to be good at with --target FILE")
+    if not influence and (target is not None or decoder is not None):
+        raise UsageError("--target and --decoder are for --by influence; add that, or leave them out")
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from adapterhub.cli.shared import JsonOption, RegistryOption, SetOption, console
 from adapterhub.cli.train_progress import progress_for
 
 from .common import BaseOption, percent
+from .coverage import told_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from adapterhub.curation.coverage import Coverage
     from adapterhub.curation.forecast import Need, Point
     from adapterhub.pipeline.forecast import TaskForecast
     from adapterhub.pipeline.rungs import Watch
@@ -159,7 +159,7 @@ def _tell(found: TaskForecast) -> None:
     if found.classes:
         say(_labels(found))
     if found.coverage is not None:
-        say(_coverage(found.coverage))
+        say(told_of(found.coverage, "label"))
 
 
 def _table(found: TaskForecast) -> Table:
@@ -212,23 +212,3 @@ def _labels(found: TaskForecast) -> str:
         parts.append(f"  {each.label}: {now.error:.1%} on {each.measured} rows; {_percents(later)}")
     head = "labels with most errors, now and with four times the rows:"
     return "\n".join([head, *parts])
-
-
-def _coverage(coverage: Coverage) -> str:
-    """Return how accuracy follows a label's rows, and which labels have few."""
-    told = []
-    if coverage.per_doubling is not None:
-        told.append(f"twice the rows of a label: {100 * coverage.per_doubling:+.1f} points of its accuracy, on average")
-    if coverage.needed is None:
-        told.append(
-            f"the curve over all labels does not reach {coverage.target:.1%}; "
-            f"half of them have {coverage.usual:,} rows or more"
-        )
-    else:
-        told.append(f"a label needs about {coverage.needed:,} rows for {coverage.target:.1%}")
-    rare = coverage.rare()
-    told.append(f"{len(rare)} of {len(coverage.labels)} labels have not even half of that")
-    told += [f"  {each.label}: {each.train:,} rows, {lacks:,} too few" for each, lacks in rare[:_SHOWN]]
-    if len(rare) > _SHOWN:
-        told.append(f"  and {len(rare) - _SHOWN} more, see --json")
-    return "\n".join(told)

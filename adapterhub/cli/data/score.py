@@ -11,13 +11,17 @@ from adapterhub.cli.shared import JsonOption, emit, say
 
 from .common import (
     BaseOption,
+    DecoderOption,
     FileArgument,
     KindOption,
     OutOption,
     PoolingOption,
     SeedOption,
+    TargetOption,
     TemplateOption,
+    check_target,
     features_of,
+    influence_on,
     read,
 )
 
@@ -37,8 +41,12 @@ def score(
     out: OutOption,
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="A,B", help="el2n, forgetting, margin, loss, prototype; else all that can be."),
+        typer.Option(
+            "--by", metavar="A,B", help="el2n, forgetting, margin, loss, prototype, influence; else all but the last."
+        ),
     ] = None,
+    target: TargetOption = None,
+    decoder: DecoderOption = None,
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE", help="The HTML page; else OUT with .html behind it.")
     ] = None,
@@ -52,28 +60,33 @@ def score(
     """Write every row with its `scores`, and a page of the hardest, easiest, most typical and most suspicious ones.
 
     All but prototype need labels. A row is `suspect` where heads that did not see it find another label credible and
-    its own not; `suggested` is that label. Nothing is dropped.
+    its own not; `suggested` is that label. `influence` is how much a row would teach of what the rows of --target ask.
+    Nothing is dropped.
     """
     import numpy as np
 
     from adapterhub.curation.clusters import picked
+    from adapterhub.curation.influence import METRIC as INFLUENCE
     from adapterhub.curation.outlook import look_out
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.page import write_page
     from adapterhub.curation.scores import NEEDS_LABELS, SCORES, score_rows
 
-    check_output(out, file)
+    check_output(out, file, *(() if target is None else (target,)))
+    asked = [name.strip() for name in by.split(",")] if by else None
+    check_target(target, decoder, influence=asked is not None and INFLUENCE in asked)
     rows = read([file], kind, template)
     names, labels = rows.label_indices()
     labelled = np.flatnonzero(labels >= 0)
-    wanted = (
-        [name.strip() for name in by.split(",")] if by else [n for n in SCORES if len(names) > 1 or n == "prototype"]
-    )
-    features, _ = features_of(rows.texts(), len(rows), base, pooling)
+    wanted = [n for n in SCORES if len(names) > 1 or n == "prototype"] if asked is None else asked
+    judged = [name for name in wanted if name != INFLUENCE]
+    features = features_of(rows.texts(), len(rows), base, pooling)[0] if judged else np.empty((len(rows), 0))
     outlook = None
     if NEEDS_LABELS & {*wanted} and len(names) > 1:
         outlook = look_out(picked(features, labelled), labels[labelled], len(names), seed)
-    scores = score_rows(features, labels, len(names), wanted, outlook=outlook, seed=seed)
+    scores = score_rows(features, labels, len(names), judged, outlook=outlook, seed=seed)
+    if target is not None:
+        scores[INFLUENCE] = influence_on(rows, target, decoder)[0]
     suspects = _suspects(labelled, outlook, names)
 
     def scored(row: int, record: dict[str, Any]) -> dict[str, Any]:

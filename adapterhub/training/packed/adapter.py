@@ -7,7 +7,7 @@ layers there are. The pairs that the network multiplies with are views of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,6 +150,10 @@ class LearningAdapter:
         for kind in (self._pairs, self._fixed):
             if (layer, stack) in kind:
                 yield kind[layer, stack]
+
+    def watch(self, watched: Callable[[tuple[int, int], StackPairs], StackPairs]) -> None:
+        """Put others in the place of the pairs that learn, made of those at each (layer, stack)."""
+        self._pairs = {place: watched(place, pairs) for place, pairs in self._pairs.items()}
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -199,6 +199,11 @@ class PackedNetwork:
             _adapter(turn.learner).collect()
         return losses
 
+    def learn_apart(self, turn: Turn) -> float:
+        """Run the rows of one turn as one line, in order, forward and backward, without common beginnings."""
+        ((_, loss),) = self._learn([(0, turn, turn.rows)], apart=True)
+        return loss
+
     @torch.no_grad()
     def judge(self, learner: Learner, objective: Objective, rows: Sequence[Row]) -> Judged:
         """Return what `rows` come to with the adapter as it is, without dropout."""
@@ -231,13 +236,20 @@ class PackedNetwork:
                     found[row], told = told[:count], told[count:]
         return [found[row] for row in rows]
 
-    def _learn(self, group: Sequence[_Part], given: Tensor | None = None) -> list[tuple[int, float]]:
+    def _learn(
+        self, group: Sequence[_Part], given: Tensor | None = None, *, apart: bool = False
+    ) -> list[tuple[int, float]]:
         """Run rows of turns that begin to learn at the same layer, forward and backward; return the losses by turn.
 
-        `given` is the gradient of what the network says, where it is known already.
+        `given` is the gradient of what the network says, where it is known already. Rows share what they begin alike
+        with, unless `apart` or under dropout.
         """
         line = pack(
-            [(rows, turn.objective.reads, _adapter(turn.learner).dropout == 0) for _, turn, rows in group], self.device
+            [
+                (rows, turn.objective.reads, not apart and _adapter(turn.learner).dropout == 0)
+                for _, turn, rows in group
+            ],
+            self.device,
         )
         learners = [turn.learner for _, turn, _ in group]
         states = self._forward(line, learners, [rows for _, _, rows in group], learn=True)
