@@ -11,7 +11,7 @@ from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.prompt import input_text
 from adapterhub.recipe import Recipe
-from adapterhub.recipe.schema import Curate
+from adapterhub.recipe.curate import Curate
 from adapterhub.registry.provenance import split_record
 
 if TYPE_CHECKING:
