@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,14 @@ def test_every_command_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         }
         # One shell, as a reader has: a server that a block starts answers the blocks after it.
         script = "\n".join(["set -euo pipefail", *commands(page)])
-        done = subprocess.run(
-            ["bash", "-c", script], cwd=home, env=environment, capture_output=True, text=True, timeout=580, check=False
-        )
-    assert done.returncode == 0, f"{page.name}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        shell = ["bash", "-c", script]
+        with subprocess.Popen(
+            shell, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        ) as running:
+            try:
+                said, told = running.communicate(timeout=580)
+            finally:
+                # Servers that a page started go with it, however it ended.
+                with suppress(ProcessLookupError):
+                    os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, f"{page.name}:\n{said[-3000:]}\n{told[-3000:]}"
