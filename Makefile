@@ -40,6 +40,8 @@ demo:  ## a new environment, two tasks trained, served and asked in one batch
 bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6 --seeds 0 1 2
 	$(BIN)/python benchmarks/accuracy.py trec6-minilm restaurant8k
+	$(BIN)/python benchmarks/settings.py layers
+	$(BIN)/python benchmarks/settings.py rates --rows 1000 --seeds 0
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/peers.py --cases equal varied churn $(if $(VLLM),--vllm-python $(VLLM))
@@ -48,6 +50,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/registry.py
 	$(BIN)/python benchmarks/soak.py --plot benchmarks/soak.png
 	for part in flood sizes; do $(BIN)/python benchmarks/serving.py $$part; done
+	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/serving.py latency --plot benchmarks/latency.png
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/weak.py --out weak.jsonl
