@@ -1,4 +1,4 @@
-"""Where this program keeps what it can always make again."""
+"""Folders: where this program keeps what it can always make again, and how entries get to the disk."""
 
 from __future__ import annotations
 
@@ -13,3 +13,12 @@ def cache_root() -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser() / "adapterhub"
     return Path.home() / ".cache" / "adapterhub"
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk: a rename is only durable after this."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from adapterhub.folders import sync_folder
+
 _BLOCK = 65536
 
 
@@ -33,7 +35,7 @@ def append_lines(
     finally:
         os.close(descriptor)
     if fresh:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _whole_end(descriptor: int, end: int) -> int:
@@ -52,11 +54,3 @@ def _write_all(descriptor: int, data: bytes, at: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, at)
         view, at = view[written:], at + written
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -52,10 +52,13 @@ class TrainedRuns:
         try:
             said = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
             os.utime(folder)
+            best = None if said["best"] is None else Evaluation(**said["best"])
+            return KeptRun(folder, best, float(said["seconds"]))
         except FileNotFoundError:  # never trained, or gone to make room
             return None
-        best = said["best"]
-        return KeptRun(folder, None if best is None else Evaluation(**best), float(said["seconds"]))
+        except (ValueError, KeyError, TypeError):  # a power cut came before its bytes were on the disk
+            remove(folder)
+            return None
 
     def put(self, job: TrainingJob, trained: Trained) -> KeptRun:
         """Keep what came of a job."""

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapterhub.errors import CorruptAdapter, FileMissing, UnsafeAdapter
+from adapterhub.folders import sync_folder
 
 from .bundle import ALL_FILES, CARD_FILE, DIGEST_FILES, README_FILE, digest_of, hash_file
-from .disk import explained, sync_file, sync_folder, temporary_name
+from .disk import explained, sync_file, temporary_name
 from .verify import verify_version
 from .version import Version
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adapterhub.errors import AdapterHubError, Overloaded
+from adapterhub.folders import sync_folder
 
 TEMPORARY = ".tmp-"
 LOCKS = ".locks"
@@ -32,15 +33,6 @@ def utc_now() -> str:
 def sync_file(path: Path) -> None:
     """Force a file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's entries to the disk: a rename is only durable after this."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

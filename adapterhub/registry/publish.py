@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapterhub.data.task import TaskSpec
 from adapterhub.errors import AdapterHubError, Conflict
+from adapterhub.folders import sync_folder
 
 from .bundle import (
     CARD_FILE,
@@ -27,7 +28,7 @@ from .bundle import (
     read_text,
 )
 from .card import Card
-from .disk import TEMPORARY, remove, replace_file, sync_folder, temporary_name, utc_now, write_file
+from .disk import TEMPORARY, remove, replace_file, temporary_name, utc_now, write_file
 from .index import INDEX_FILE, Entry, Index
 from .model_card import model_card
 

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,8 +186,12 @@ def grammar_text(output: Output) -> str:
     return LLMatcher.grammar_from_json_schema(output.rule, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
 
 
+@lru_cache(MOST_GRAMMARS)
 def check_grammar(text: str, output: Output) -> None:
-    """Raise InvalidRequest where the library refuses a grammar, or does not come to an end with it."""
+    """Raise InvalidRequest where the library refuses a grammar, or does not come to an end with it.
+
+    Those that were found fine last are remembered, since a recipe's is asked for several times.
+    """
     process = subprocess.Popen(  # noqa: S603 - this Python, and a file of ours
         [sys.executable, "-P", str(Path(grammar_check.__file__))],
         stdin=subprocess.PIPE,

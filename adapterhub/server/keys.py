@@ -16,7 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adapterhub.errors import ConfigError, FileMissing, NameTaken, NotFound, Overloaded, UsageError
-from adapterhub.registry.disk import sync_folder, temporary_name, utc_now
+from adapterhub.folders import sync_folder
+from adapterhub.registry.disk import temporary_name, utc_now
 
 FORMAT = 1
 PREFIX = "ah_"

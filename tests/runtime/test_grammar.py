@@ -32,6 +32,12 @@ END, VOCABULARY, PADDED = 2, 259, 300
 WORDS = ['{"', '":', '": ', '", "', '"}', '[{"', "true", "null", "],", " 1", "\n  ", "ab"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Have every test check its rules itself."""
+    module.check_grammar.cache_clear()
+
+
 def wordy_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = dict(zip(range(256), alphabet, strict=True))
@@ -315,6 +321,19 @@ def test_a_rule_that_is_too_large_for_this_vocabulary_is_refused(monkeypatch: py
     monkeypatch.setattr(module, "MOST_STATES", 1)
     with pytest.raises(InvalidRequest, match="too many states"):
         Grammars(TOKENIZER, PADDED, frozenset({END})).get(Output.json({}))
+
+
+def test_what_was_found_fine_is_not_read_again_and_what_was_not_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **more: started.append(given) or popen(*given, **more))
+    for _ in range(2):
+        check_output(Output.regex("never asked elsewhere"))
+    assert len(started) == 1
+    for count in (2, 3):
+        with pytest.raises(InvalidRequest):
+            check_output(Output.regex("(never"))
+        assert len(started) == count
 
 
 def test_who_is_interrupted_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from adapterhub.data.output import Output
 from adapterhub.errors import CorruptAdapter, InvalidRequest
 from adapterhub.registry.store import Registry
 from adapterhub.runtime.target import GenerationRequest
-from tests.server.publishing import make_base, publish
+from tests.server.publishing import publish
 
 SCHEMA = {
     "type": "object",
@@ -25,11 +25,6 @@ SCHEMA = {
 }
 JUDGE = jsonschema_rs.validator_for(SCHEMA)
 TEXTS = ["hello", "two mugs", "nothing at all", "ü"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return make_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,13 +62,12 @@ def coverage(
     say(told_of(found, "field"))
     if as_json:
         record = found.to_record()
-        fields = [
-            {"field" if key == "label" else key: value for key, value in each.items()} for each in record.pop("labels")
-        ]
-        rare = [
-            {"field" if key == "label" else key: value for key, value in each.items()} for each in record.pop("rare")
-        ]
+        fields, rare = ([_of_field(each) for each in record.pop(key)] for key in ("labels", "rare"))
         emit({"fields": fields, **record, "rare": rare})
+
+
+def _of_field(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"field" if key == "label" else key: value for key, value in record.items()}
 
 
 def _written(path: Path) -> list[str]:

@@ -35,6 +35,21 @@ if TYPE_CHECKING:
     from adapterhub.curation.rows import Rows
 
 
+MetricOption = Annotated[
+    str,
+    typer.Option(
+        "--by", metavar="METRIC", help="auto, random, easy, hard, margin, loss, forgetting, prototype or influence."
+    ),
+]
+FloorOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Least rows of a class, as a part of what a random share leaves it; 1, for influence 0.",
+        show_default=False,
+    ),
+]
 # By how much a metric must be behind a random share for people to be warned.
 _WORSE = 0.01
 
@@ -48,24 +63,9 @@ def prune(
     file: FileArgument,
     out: OutOption,
     keep: Annotated[str, typer.Option("--keep", metavar="SHARE", help="How much to keep: 0.5 or 50%.")],
-    by: Annotated[
-        str,
-        typer.Option(
-            "--by",
-            metavar="METRIC",
-            help="auto, random, easy, hard, margin, loss, forgetting, prototype or influence.",
-        ),
-    ] = "auto",
+    by: MetricOption = "auto",
     target: TargetOption = None,
-    floor: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Least rows of a class, as a part of what a random share leaves it; 1, for influence 0.",
-            show_default=False,
-        ),
-    ] = None,
+    floor: FloorOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep hard rows first even where the labels look noisy.")
     ] = False,

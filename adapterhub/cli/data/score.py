@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.shared import JsonOption, emit, say
+from adapterhub.cli.shared import JsonOption, emit, names_in, say
 
 from .common import (
     BaseOption,
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
     from adapterhub.curation.outlook import Outlook
 
+ScoresOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by", metavar="A,B", help="el2n, forgetting, margin, loss, prototype, influence; else all but the last."
+    ),
+]
+
 
 def register(group: typer.Typer) -> None:
     """Add the command to the group."""
@@ -39,12 +46,7 @@ def register(group: typer.Typer) -> None:
 def score(
     file: FileArgument,
     out: OutOption,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--by", metavar="A,B", help="el2n, forgetting, margin, loss, prototype, influence; else all but the last."
-        ),
-    ] = None,
+    by: ScoresOption = None,
     target: TargetOption = None,
     decoder: DecoderOption = None,
     page: Annotated[
@@ -73,7 +75,7 @@ def score(
     from adapterhub.curation.scores import NEEDS_LABELS, SCORES, score_rows
 
     check_output(out, file, *(() if target is None else (target,)))
-    asked = [name.strip() for name in by.split(",")] if by else None
+    asked = names_in(by) or None
     check_target(target, decoder, influence=asked is not None and INFLUENCE in asked)
     rows = read([file], kind, template)
     names, labels = rows.label_indices()
