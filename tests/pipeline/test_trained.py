@@ -92,6 +92,11 @@ def test_what_makes_an_adapter_makes_its_name(tmp_path: Path) -> None:
         replace(job, init=tmp_path / "some"),
     ):
         assert runs.get(other) is None
+    # Torn by a power cut: gone, and made again.
+    (kept.folder / "result.json").write_text('{"best"')
+    assert runs.get(job) is None
+    runs.put(job, of(prepared))
+    assert runs.get(job) is not None
 
 
 def test_those_used_longest_ago_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
