@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from adapterhub import AdapterHub, Output
@@ -44,9 +45,13 @@ pytestmark = pytest.mark.skipif(FOUND is None, reason="no accelerator here (CUDA
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep trunks in a folder of the test's own."""
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep trunks in a folder of the test's own, and train where there is an accelerator."""
     monkeypatch.setattr("adapterhub.training.train.cache_root", lambda: tmp_path / "kept")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def same(found: Tensor, expected: Tensor, name: str = "") -> None:
@@ -80,7 +85,7 @@ def test_loss_and_gradients_of_the_packed_network(tmp_path: Path, kind: Any) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_of_the_general_network(tmp_path: Path, kind: Any) -> None:
-    job = job_of(tmp_path, kind, "gpt2")
+    job = job_of(tmp_path, kind, "gpt2", training={"precision": "float32"})
     expected, found = (build_learner(job, 0, 64, device) for device in (CPU, DEVICE))
     randomised(expected)
     randomised(found, expected)
@@ -109,10 +114,17 @@ def equal(found: Trained, expected: Trained) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("family", "lora"), [("llama", {}), ("llama", {"layers": "top-1"}), ("qwen2", {"variant": "dora"}), ("gpt2", {})]
+    ("family", "lora"),
+    [
+        ("llama", {}),
+        ("llama", {"layers": "top-1"}),
+        ("qwen2", {"variant": "dora"}),
+        ("gpt2", {"init": "pissa"}),
+        ("bert", {}),
+    ],
 )
 def test_a_task_is_learned_and_learned_again_the_same(tmp_path: Path, family: str, lora: dict[str, Any]) -> None:
-    training = {"steps": 60, "learning_rate": 1e-2, "batch_size": 8, "eval_every": 20}
+    training = {"steps": 60, "learning_rate": 1e-2, "batch_size": 8, "eval_every": 20, "precision": "float32"}
     base = tiny_base(tmp_path, family)
     job = make_job(base, toy_rows(60), toy_rows(20, seed=1), lora={"dropout": 0.1, **lora}, training=training)
     (first,), (second,) = trained([job]), trained([job])
@@ -123,7 +135,7 @@ def test_a_task_is_learned_and_learned_again_the_same(tmp_path: Path, family: st
 
 def test_tasks_learn_side_by_side_and_go_on_from_checkpoints(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
-    training = {"steps": 20, "learning_rate": 5e-3, "batch_size": 4, "eval_every": 10}
+    training = {"steps": 20, "learning_rate": 5e-3, "batch_size": 4, "eval_every": 10, "precision": "float32"}
     jobs = [
         make_job(
             base, toy_rows(40, seed=n), toy_rows(8, seed=9), task=f"t{n}", lora={"dropout": 0.2}, training=training

@@ -67,12 +67,13 @@ class PeftLearner:
         return found
 
     def random_state(self) -> Tensor:
-        """Return the state of torch's own generator, which PEFT's dropout draws from."""
-        return torch.random.get_rng_state()
+        """Return the state of torch's own generator of the device, which PEFT's dropout draws from."""
+        found: Tensor = self._generator.get_rng_state()
+        return found
 
     def set_random_state(self, state: Tensor) -> None:
         """Put torch's own generator where it was."""
-        torch.random.set_rng_state(state)
+        self._generator.set_rng_state(state)
 
     @property
     def inner(self) -> Any:
@@ -115,6 +116,11 @@ class PeftLearner:
         assert self.pooling is not None, "an embedding task has one"
         states = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **self._no_cache)[0]
         return pool_rows(states, batch.lengths, self.pooling)
+
+    @property
+    def _generator(self) -> Any:
+        device = next(self.model.parameters()).device
+        return torch.random if device.type == "cpu" else torch.get_device_module(device)
 
     @property
     def _no_cache(self) -> dict[str, bool]:
@@ -224,7 +230,7 @@ def build_learner(job: TrainingJob, pad_token_id: int, longest: int, device: tor
     attention = "eager" if longest <= EAGER_UP_TO else "sdpa"
     torch.manual_seed(job.recipe.training.seed)
     if kind in ("generation", "embedding"):
-        model = load_backbone(job.base, dtype, device=str(device), attention=attention)
+        model = load_backbone(job.base, dtype, attention=attention)
         if kind == "embedding":
             # Without its language-model head, so that the tensors are called as PEFT finds them on an AutoModel.
             model = getattr(model, model.base_model_prefix, model)
@@ -243,7 +249,8 @@ def build_learner(job: TrainingJob, pad_token_id: int, longest: int, device: tor
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = get_peft_model(model, _peft_config(config), autocast_adapter_dtype=True)
     check_ranks(config, _adapted(adapted))
-    network = PeftLearner(adapted, config, pooling, dtype)
+    # Only now: what is drawn above is drawn on the CPU, so that an adapter begins alike on every device.
+    network = PeftLearner(adapted.to(device), config, pooling, dtype)
     _trainable_in_float32(network)
     return network
 
