@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def public_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no data sets at {DATA}; set ADAPTERHUB_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_cpu() -> Iterator[None]:
+    """Have precision "auto" mean float32 on every CPU; it is bfloat16 where that is fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapterhub.base.load._cpu_has_amx", lambda: False)
+        yield

@@ -14,6 +14,35 @@ from .forest import Forest, grow
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Trees of similar size side by side, padded.
+
+    `index` int64 [trees, size] are their tokens and `real` bool [trees, size] says which are; `sees` bool [trees, size,
+    size] says which token sees which, a window left aside. What pads sees itself, so that no row is empty, and stands
+    for a token of its own tree: zero times another text's NaN would be NaN. The real tokens are `tokens` int64 [n], and
+    `places` int64 [n] is where they stand among all trees * size.
+    """
+
+    index: Tensor
+    real: Tensor
+    sees: Tensor
+    tokens: Tensor
+    places: Tensor
+
+    def to(self, device: torch.device) -> Bucket:
+        """Return the same there."""
+        return Bucket(*(each.to(device) for each in (self.index, self.real, self.sees, self.tokens, self.places)))
+
+
+@dataclass(frozen=True)
+class Places:
+    """What plain PyTorch needs of a layout, on one device: int64 `positions` [tokens], and all trees in buckets."""
+
+    positions: Tensor
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """A line of tokens without padding, as a forest of segments.
 
@@ -78,14 +107,20 @@ class Layout:
         """The same for the kernels."""
         return grow(self.starts, self.stops, self.parents, self.depths)
 
-    @cached_property
-    def buckets(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-        """The same for plain PyTorch: trees of similar size side by side, padded.
+    def on(self, device: torch.device) -> Places:
+        """Return the same for plain PyTorch operations there; it is moved once."""
+        if device not in self._places:
+            self._places[device] = Places(
+                self.positions.to(device), tuple(bucket.to(device) for bucket in self._buckets)
+            )
+        return self._places[device]
 
-        Each bucket is the tokens' indices int64 [trees, size], which of them are real bool [trees, size], and which
-        token sees which bool [trees, size, size], a window left aside. What pads sees itself, so that no row is empty,
-        and stands for a token of its own tree: zero times another text's NaN would be NaN.
-        """
+    @cached_property
+    def _places(self) -> dict[torch.device, Places]:
+        return {}
+
+    @cached_property
+    def _buckets(self) -> tuple[Bucket, ...]:
         trees: dict[int, list[int]] = {}
         roots: list[int] = []
         for i, parent in enumerate(self.parents):
@@ -101,7 +136,7 @@ class Layout:
     def _lengths(self) -> Tensor:
         return torch.tensor([b - a for a, b in zip(self.starts, self.stops, strict=True)], dtype=torch.int64)
 
-    def _bucket(self, size: int, trees: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _bucket(self, size: int, trees: list[list[int]]) -> Bucket:
         index = torch.tensor([[self.starts[tree[0]]] for tree in trees]).repeat(1, size)
         real = torch.zeros(len(trees), size, dtype=torch.bool)
         sees = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
@@ -117,4 +152,4 @@ class Layout:
             count = len(tokens)
             index[row, :count], real[row, :count] = tokens, True
             sees[row, :count, :count] = over[segments][:, segments] & (at[None, :] <= at[:, None])
-        return index, real, sees
+        return Bucket(index, real, sees, index[real], real.flatten().nonzero()[:, 0])
