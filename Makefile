@@ -27,7 +27,7 @@ check: $(STAMP)  ## format, lint, types, floors
 	$(BIN)/lint-imports --no-cache
 
 test: $(STAMP)  ## all tests, with branch coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --cov --cov-report=term-missing:skip-covered $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --cov --cov-report=term-missing:skip-covered --durations 20 $(TESTS)
 
 demo:  ## a new environment, two tasks trained, served and asked in one batch
 	rm -rf .demo
