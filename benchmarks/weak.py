@@ -104,7 +104,7 @@ def aggregate(log: Log, task: str, split: str, name: str, votes: Votes, gold: Se
 
 
 def vote(
-    task: str, log: Log, rows: dict[str, list[Example]], hub: AdapterHub
+    task: str, log: Log, rows: dict[str, list[Example]], hub: AdapterHub, abstain: Sequence[float]
 ) -> dict[str, dict[str, list[str | None]]]:
     """Return the columns of all voters by split, after each prompt was measured under each calibration."""
     found: dict[str, dict[str, list[str | None]]] = {}
@@ -124,7 +124,34 @@ def vote(
                 if not log.has(task=task, part=f"{calibration} {split}", name=voter.name):
                     told = {**accuracy(cast.votes, gold), "asked": cast.asked, "seconds": round(seconds, 2)}
                     log.add(told, task=task, part=f"{calibration} {split}", name=voter.name)
-            found[split][voter.name] = list(cast.votes)  # the last calibration: what a voter has by default
+            for least in (0.0, *abstain):
+                asked = voter.model_copy(update={"abstain_below": least})  # with the calibration it has by default
+                cast = cast_votes(asked, [bare(row) for row in examples], hub)
+                found[split][_called(voter.name, least)] = list(cast.votes)
+                if least and not log.has(task=task, part=f"at {least} {split}", name=voter.name):
+                    log.add(accuracy(cast.votes, gold), task=task, part=f"at {least} {split}", name=voter.name)
+    return found
+
+
+def _called(name: str, least: float) -> str:
+    return f"{name}@{least}" if least else name
+
+
+def sides_of(
+    task: str, columns: dict[str, list[str | None]], abstain: Sequence[float]
+) -> dict[str, dict[str, list[str | None]]]:
+    """Return the columns of rules, of prompts, and of both; the latter two for each least chance of a prompt's vote."""
+    rules = {name: column for name, column in columns.items() if name in RULES[task]}
+    found = {"rules": rules}
+    for least in (0.0, *abstain):
+        ending = _called("", least)
+        prompts = {
+            name: column
+            for name, column in columns.items()
+            if name not in rules and (name.endswith(ending) if least else "@" not in name)
+        }
+        found[_called("prompts", least)] = prompts
+        found[_called("both", least)] = {**rules, **prompts}
     return found
 
 
@@ -182,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--soft", nargs="*", default=["rules", "prompts", "both"], help="voters to learn from")
     parser.add_argument("--gold", type=int, nargs="*", default=[50, 100, 200, 400, 800, 2000])
+    parser.add_argument("--abstain", type=float, nargs="*", default=[], help="least chances of a prompt's vote to try")
     parser.add_argument("--layers", default="top-8")
     parser.add_argument("--no-adapters", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("weak.jsonl"))
@@ -197,14 +225,12 @@ def main() -> None:
         }
         labels = sorted({str(row.label) for row in rows["train"]})
         with AdapterHub(recipe.base_name, registry=tempfile.gettempdir()) as hub:
-            columns = vote(task, log, rows, hub)
+            columns = vote(task, log, rows, hub, options.abstain)
         votes: dict[str, dict[str, Votes]] = {}
         for split, found in columns.items():
             gold = [str(row.label) for row in rows[split]]
             ids = [row.id for row in rows[split]]
-            rules = {name: column for name, column in found.items() if name in RULES[task]}
-            prompts = {name: column for name, column in found.items() if name not in RULES[task]}
-            sides = {"rules": rules, "prompts": prompts, "both": found}
+            sides = sides_of(task, found, options.abstain)
             votes[split] = {name: Votes.of(chosen, ids, labels) for name, chosen in sides.items()}
             for name, each in votes[split].items():
                 aggregate(log, task, split, name, each, gold)
