@@ -16,7 +16,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,11 @@ def _called(name: str, least: float) -> str:
 
 
 def sides_of(
-    task: str, columns: dict[str, list[str | None]], abstain: Sequence[float]
-) -> dict[str, dict[str, list[str | None]]]:
+    task: str, columns: Mapping[str, Sequence[str | None]], abstain: Sequence[float]
+) -> dict[str, Mapping[str, Sequence[str | None]]]:
     """Return the columns of rules, of prompts, and of both; the latter two for each least chance of a prompt's vote."""
     rules = {name: column for name, column in columns.items() if name in RULES[task]}
-    found = {"rules": rules}
+    found: dict[str, Mapping[str, Sequence[str | None]]] = {"rules": rules}
     for least in (0.0, *abstain):
         ending = _called("", least)
         prompts = {
@@ -244,7 +244,7 @@ def main() -> None:
             gold = [str(row.label) for row in rows[split]]
             ids = [row.id for row in rows[split]]
             sides = sides_of(task, found, options.abstain)
-            votes[split] = {name: Votes.of(chosen, ids, labels) for name, chosen in sides.items()}
+            votes[split] = {name: Votes.of(dict(chosen), ids, labels) for name, chosen in sides.items()}
             for name, each in votes[split].items():
                 aggregate(log, task, split, name, each, gold)
         if not options.no_adapters:
