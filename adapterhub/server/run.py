@@ -26,11 +26,13 @@ from adapterhub.runtime.hub import AdapterHub
 from .access import Access
 from .app import create_app
 from .feedback_store import FeedbackStore
+from .heaps import give_back, share_heaps
 from .limits import ServerLimits
 from .log import LOG
 from .service import Service
 
 T = TypeVar("T")
+_TIDY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def serve(open_hub: Callable[[], AdapterHub], options: ServerOptions, say: Calla
     native code can be neither stopped nor safely outlived.
     """
     check_exposure(options)
+    share_heaps()
     access = make_access(options)
     with bind(options.host, options.port) as bound:
         loaded = asyncio.run(_serve(open_hub, options, access, bound, say))
@@ -159,13 +162,20 @@ async def _serve(
                 say("stopping: the base was still loading")
                 return False
             say(f"ready: {url_of(bound)}")
-            await _unless(stop, serving, asyncio.Event().wait())
+            await _unless(stop, serving, _tidied())
             await _drain(service, options.drain_seconds, say)
             return True
         finally:
             server.should_exit = True
             await asyncio.wait({serving})
             service.close()
+
+
+async def _tidied() -> None:
+    """Give back what loading took and what requests leave behind, now and again, until this is cancelled."""
+    while True:
+        await asyncio.to_thread(give_back)
+        await asyncio.sleep(_TIDY_SECONDS)
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
