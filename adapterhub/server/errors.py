@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +29,8 @@ ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 KINDS = {403: "permission_error", 429: "rate_limit_error"}
 # Statuses after which the same request may succeed.
 LATER = frozenset({429, 503})
+# The folders before a file of this machine, in quotes or bare; routes are no such path.
+_FOLDERS = re.compile(r"(?<=')/(?!v1/)[^'\n]*/(?=[^'/\n]+')|(?<![\w/:.'])/(?!v1/)(?:[^\s/'\"]+/)+(?=[^\s/'\"])")
 CODES = {
     400: "invalid_json",  # the framework's own, of a body that is no JSON at all
     401: "invalid_api_key",
@@ -59,13 +62,17 @@ def error_response(
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Return the status and body of any exception; those not of our tree say nothing of the inside."""
+    """Return the status and body of any exception.
+
+    Those not of our tree say nothing of the inside, and ours not in which folders of this machine things lie.
+    """
     if not isinstance(error, AdapterHubError):
         return 500, error_body(500, "the server failed to answer this request", code="internal_error")
     param = getattr(error, "param", None)
     if param is None and isinstance(error, ABOUT_THE_MODEL):
         param = "model"
-    return error.status, error_body(error.status, str(error), code=error.code, param=param)
+    message = _FOLDERS.sub("…/", str(error))
+    return error.status, error_body(error.status, message, code=error.code, param=param)
 
 
 def respond(error: Exception) -> Json:
