@@ -29,8 +29,8 @@ ABOUT_THE_MODEL = (RefNotFound, BaseMismatch, NameTaken, AdapterError)
 KINDS = {403: "permission_error", 429: "rate_limit_error"}
 # Statuses after which the same request may succeed.
 LATER = frozenset({429, 503})
-# The folders before a file of this machine, in quotes or bare; routes are no such path.
-_FOLDERS = re.compile(r"(?<=')/(?!v1/)[^'\n]*/(?=[^'/\n]+')|(?<![\w/:.'])/(?!v1/)(?:[^\s/'\"]+/)+(?=[^\s/'\"])")
+# The folders before a file of this machine, in quotes or bare; routes and what merely holds slashes are no such path.
+_FOLDERS = re.compile(r"(?<=')/(?!v1/)[^'\n]*/(?=[^'/\n]+')|(?<![^\s(])/(?!v1/)(?:[^\s/'\"]+/)+(?=[^\s/'\"])")
 CODES = {
     400: "invalid_json",  # the framework's own, of a body that is no JSON at all
     401: "invalid_api_key",

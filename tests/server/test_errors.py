@@ -17,6 +17,7 @@ from adapterhub.server.errors import describe
         ("another process writes (lock /srv/a/.lock)", "another process writes (lock …/.lock)"),
         ("ask it at /v1/embeddings or /v1/completions", "ask it at /v1/embeddings or /v1/completions"),
         ("'a/b' at https://example.org/c/d is 1/2 of it", "'a/b' at https://example.org/c/d is 1/2 of it"),
+        ("the schema has no '#/$defs/a' and no \"#/$defs/b\"", "the schema has no '#/$defs/a' and no \"#/$defs/b\""),
         ("see '/v1/chat/completions' and /health", "see '/v1/chat/completions' and /health"),
     ],
 )
