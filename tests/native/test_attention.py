@@ -78,8 +78,21 @@ def agree(layout: Layout, shape: AttentionShape, seed: int, dtype: torch.dtype, 
 @here
 @settings(max_examples=60, deadline=None)
 @given(layouts(), shapes, st.integers(0, 99))
-def test_kernels_agree(layout: Layout, shape: AttentionShape, seed: int) -> None:
-    agree(layout, shape, seed, torch.float32, 2e-6)
+def test_kernels_are_as_exact_as_float32_is(layout: Layout, shape: AttentionShape, seed: int) -> None:
+    """How exact that is depends on the scores' size, so the plain form in float32 says it, a few bits aside."""
+    qkv, dout = rows(layout, shape, seed, torch.float32)
+    angle = angles(layout, shape)
+    wide = [each.double() for each in (qkv, dout, *angle)]
+
+    def plainly(qkv: Tensor, dout: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+        out, lse = plain_attention_forward(qkv, layout, cos, sin, shape)
+        return [out, lse, plain_attention_backward(dout, qkv, out, lse, layout, cos, sin, shape)]
+
+    out, lse = attention_forward(qkv, layout, *angle, shape)
+    found = [out, lse, attention_backward(dout, qkv, out, lse, layout, *angle, shape)]
+    for one, plain, right in zip(found, plainly(qkv, dout, *angle), plainly(*wide), strict=True):
+        off, allowed = (float((each.double() - right).abs().max()) for each in (one, plain))
+        assert off <= 3 * max(allowed, 2e-7 * float(right.abs().max() + 1))
 
 
 @here
