@@ -6,7 +6,7 @@ import ctypes
 import os
 
 # glibc allows eight heaps a core, and what a thread frees in its own serves no other thread. A server's twenty threads
-# are idle or wait for Python's lock nearly always: two heaps are as fast.
+# are idle or wait for Python's lock nearly always, so few ever want a heap at the same time.
 _HEAPS = 2
 _M_ARENA_MAX = -8  # glibc's malloc.h
 
@@ -28,7 +28,7 @@ def share_heaps() -> bool:
 
 
 def give_back() -> bool:
-    """Hand freed memory back to the system, some 10 to 30 ms of work; say whether there was any.
+    """Hand freed memory back to the system, 10 to 35 ms of work for a server of 1.1 GB; say whether there was any.
 
     By itself glibc gives back only what lies at the end of its first heap. Nothing is done elsewhere.
     """
