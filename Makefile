@@ -42,6 +42,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6-minilm restaurant8k
 	$(BIN)/python benchmarks/settings.py layers
 	$(BIN)/python benchmarks/settings.py rates --rows 1000 --seeds 0
+	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/peers.py --cases equal varied churn $(if $(VLLM),--vllm-python $(VLLM))
@@ -53,6 +54,8 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/serving.py latency --plot benchmarks/latency.png
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/corrected.py
+	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/weak.py --out weak.jsonl
 	$(BIN)/python benchmarks/forecast.py
 	for part in features prune rule duplicates select influence scale; do $(BIN)/python benchmarks/curation.py $$part; done
