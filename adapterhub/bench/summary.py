@@ -109,8 +109,8 @@ class Measured:
         Looks at the second half of the arrivals, when a server that keeps up has about as many requests under way at
         the end as at the beginning. It is saturated where those under way grew, or were refused (429, 503, timeouts),
         by more than a twentieth of those that arrived and by more than chance explains (two standard deviations of a
-        difference of Poisson counts). Too few requests therefore never show it, nor does a load whose first half is
-        over before the quickest answer.
+        difference of Poisson counts, whose variance is their sum). Too few requests therefore never show it, nor does
+        a load whose first half is over before the quickest answer.
         """
         if self.load.rate is None or not self.timings or self.interrupted:
             return False
@@ -121,7 +121,7 @@ class Measured:
         then, now = self._under_way(middle), self._under_way(end)
         late = [each for each in self.timings if each.start > middle]
         refused = sum(each.error in _TOO_BUSY for each in late)
-        return now - then + refused > _LOST * len(late) + 2 * math.sqrt(2 * (then + 1))
+        return now - then + refused > _LOST * len(late) + 2 * math.sqrt(then + now + refused)
 
     def _under_way(self, at: float) -> int:
         # One that a busy server sent away at once is counted as refused, not here.

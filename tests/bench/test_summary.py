@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,6 +78,17 @@ def served(rate: float, capacity: float, count: int = 200, least: float = 0.5) -
 def test_a_queue_that_grows_is_saturation(rate: float, saturated: bool) -> None:
     assert measured(served(rate, capacity=8.0), rate).saturated is saturated
     assert measured(served(rate, capacity=8.0)).saturated is False  # askers who wait never ask too much
+
+
+def test_bunches_of_arrivals_are_no_saturation() -> None:
+    """A server with room for all, two seconds an answer, one request a second for 45 seconds, as chance has it."""
+    draw, false = random.Random(0), 0
+    for _ in range(400):
+        at, timings = 0.0, []
+        while (at := at + draw.expovariate(1.08)) < 45:
+            timings.append(Timing("a", at, at + 2.07))
+        false += measured(timings, 1.08).saturated
+    assert false <= 8
 
 
 def test_refusals_for_want_of_room_are_saturation_and_others_are_not() -> None:
