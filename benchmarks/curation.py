@@ -315,7 +315,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "what", choices=("features", "prune", "rule", "duplicates", "select", "scale", "influence", "step")
+        "what", choices=("features", "prune", "rule", "duplicates", "select", "scale", "influence", "adapters", "step")
     )
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
