@@ -66,11 +66,12 @@ def sweep(
     if as_json:
         emit(found.to_record())
     screen.print(table(found))
-    if found.correlation is not None:
-        screen.print(
-            f"rank correlation between {found.rows[0]} and {found.rows[-1]} rows: {found.correlation:.2f} "
-            f"(Spearman, {found.compared} settings that ran on both)"
-        )
+    for each in found.rankings:
+        if each.correlation is not None:
+            screen.print(
+                f"rank correlation between {each.rows} and {found.rows[-1]} rows: {each.correlation:.2f} "
+                f"(Spearman, {each.compared} settings that ran on both)"
+            )
     best = [part for each in as_overrides(found.trials[0].settings) for part in ("--set", each)]
     screen.print(f"best: {shlex.join(['adapterhub', 'train', str(recipe), *best])}", markup=False, soft_wrap=True)
     screen.print(f"results and plot in {found.folder}", markup=False, soft_wrap=True)

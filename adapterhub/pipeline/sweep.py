@@ -78,19 +78,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """How the order on so many rows held on all: Spearman's correlation over `compared` settings that ran on both.
+
+    `correlation` is None for fewer than three settings.
+    """
+
+    rows: int
+    correlation: float | None
+    compared: int
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What came of a sweep: trials from best to worst, the budgets in rows, and where the results are kept.
 
-    `correlation` is Spearman's between the smallest and the largest budget, over `compared` settings that ran on both;
-    None for fewer than three.
+    `rankings` are of each budget but the largest, the smallest first.
     """
 
     task: str
     metric: str
     rows: tuple[int, ...]
     trials: tuple[Trial, ...]
-    correlation: float | None
-    compared: int
+    rankings: tuple[Ranking, ...]
     folder: Path
 
     def to_record(self) -> dict[str, Any]:
@@ -104,8 +114,9 @@ class Sweep:
                 for t in self.trials
             ],
             "best": dict(self.trials[0].settings),
-            "rank_correlation": self.correlation,
-            "compared": self.compared,
+            "rank_correlation": self.rankings[0].correlation if self.rankings else None,
+            "compared": self.rankings[0].compared if self.rankings else 0,
+            "rankings": [asdict(ranking) for ranking in self.rankings],
             "folder": str(self.folder),
         }
 
@@ -276,11 +287,16 @@ def _tell(study: Any, trials: Sequence[Trial]) -> None:
 
 
 def _result(prepared: Prepared, trials: Sequence[Trial], rows: tuple[int, ...], metric: str, folder: Path) -> Sweep:
-    both = [trial for trial in trials if rows[0] in trial.values and rows[-1] in trial.values]
-    pairs = [(trial.values[rows[0]], trial.values[rows[-1]]) for trial in both]
-    correlation = rank_correlation(*zip(*pairs, strict=True)) if len(pairs) >= 3 and len(rows) > 1 else None
+    rankings = tuple(_ranking(trials, few, rows[-1]) for few in rows[:-1])
     best = sorted(trials, key=lambda trial: (-trial.best_known[0], -trial.best_known[1], trial.number))
-    return Sweep(prepared.recipe.task, metric, rows, tuple(best), correlation, len(pairs), folder)
+    return Sweep(prepared.recipe.task, metric, rows, tuple(best), rankings, folder)
+
+
+def _ranking(trials: Sequence[Trial], few: int, most: int) -> Ranking:
+    pairs = [
+        (trial.values[few], trial.values[most]) for trial in trials if few in trial.values and most in trial.values
+    ]
+    return Ranking(few, rank_correlation(*zip(*pairs, strict=True)) if len(pairs) >= 3 else None, len(pairs))
 
 
 def _nested(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -320,7 +336,11 @@ def draw(found: Sweep, path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("training rows")
     axes.set_ylabel(f"validation {found.metric}")
-    told = "" if found.correlation is None else f", rank correlation of small and full {found.correlation:.2f}"
+    told = "".join(
+        f", rank correlation of {each.rows} and all rows {each.correlation:.2f}"
+        for each in found.rankings[:1]
+        if each.correlation is not None
+    )
     axes.set_title(f"{found.task}: {len(found.trials)} settings{told}")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)

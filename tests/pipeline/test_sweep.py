@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import AdapterHubError, ConfigError, UsageError
+from adapterhub.metrics import rank_correlation
 from adapterhub.pipeline.space import Space
-from adapterhub.pipeline.sweep import Plan, Sweep, _nested, sweep
+from adapterhub.pipeline.sweep import Plan, Ranking, Sweep, _nested, sweep
 from adapterhub.registry.store import Registry
 from tests.pipeline.toys import write_recipe
 from tests.training.jobs import Recorder, toy_rows
@@ -40,8 +41,7 @@ def test_the_best_of_few_rows_run_on_all(tmp_path: Path) -> None:
     best = {trial.settings["training.learning_rate"] for trial in sorted(found.trials, key=lambda t: -t.values[20])[:2]}
     assert {trial.settings["training.learning_rate"] for trial in whole} == best
     assert found.trials[0].values[80] == max(trial.values[80] for trial in whole)
-    assert found.compared == 2
-    assert found.correlation is None
+    assert found.rankings == (Ranking(20, None, 2),)
     assert (found.folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "registry").exists()
     record = json.loads(json.dumps(found.to_record()))
@@ -51,10 +51,14 @@ def test_the_best_of_few_rows_run_on_all(tmp_path: Path) -> None:
 
 def test_small_and_full_are_compared_where_three_ran_on_both(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, training=SHORT)
-    found = run(path, ["training.learning_rate=1e-6,5e-3,1e-2"], keep=0.99)
-    assert found.compared == 3
-    assert found.correlation is not None
-    assert -1 <= found.correlation <= 1
+    found = run(path, ["training.learning_rate=1e-6,5e-3,1e-2"], keep=0.99, budgets=(0.25, 0.5, 1.0))
+    assert [(each.rows, each.compared) for each in found.rankings] == [(20, 3), (40, 3)]
+    for each in found.rankings:
+        pairs = [(trial.values[each.rows], trial.values[80]) for trial in found.trials]
+        assert each.correlation == rank_correlation(*zip(*pairs, strict=True))
+    record = found.to_record()
+    assert record["rank_correlation"] == record["rankings"][0]["correlation"]
+    assert record["rankings"][1]["rows"] == 40
 
 
 def test_what_has_run_is_not_run_again(tmp_path: Path) -> None:
