@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from influence import measure_influence
-from pruned_adapters import measure_adapters
+from pruned_adapters import METHODS, measure_adapters
 from public import DATA
 
 from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
@@ -330,6 +330,8 @@ def main() -> None:
     parser.add_argument("--floor", type=float, default=1.0, help="least rows of a class, of its random share")
     parser.add_argument("--out", type=Path, default=Path("pruned-adapters.jsonl"), help="runs of adapters, kept here")
     parser.add_argument("--most", type=int, default=0, help="adapters to train at most in this call; 0 is all")
+    parser.add_argument("--steps", type=int, default=0, help="of each adapter; 0 is four epochs of its rows")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="of which adapters learn")
     parser.add_argument("--layers", type=int, default=4, help="upper layers whose gradients tell influence")
     parser.add_argument("--step", choices=_STEPS)
     asked = parser.parse_args()
@@ -347,7 +349,7 @@ def main() -> None:
     elif asked.what == "influence":
         measure_influence(asked.seeds, asked.layers, *(asked.sizes or ()))
     elif asked.what == "adapters":
-        measure_adapters(asked.seeds, asked.out, asked.most)
+        measure_adapters(asked.seeds, asked.out, asked.most, asked.steps, asked.methods)
     elif asked.what == "scale":
         measure_scale(asked.sizes or (10_000, 100_000))
     else:

@@ -3,7 +3,8 @@
 `python benchmarks/curation.py adapters --out runs.jsonl`: 1,000 training rows drawn by a seed, as they are or with 15%
 of the labels flipped, 500 kept; an adapter on the upper 4 layers over one cached trunk, four epochs, and a head on the
 features that judged the rows; both answer the same 500 test rows, once, after the last step. With 5 seeds these are 50
-runs, and 10 with all 1,000 rows; what is in the file is not run again.
+runs, and 10 with all 1,000 rows; what is in the file is not run again. Epochs give a half half of the steps: with
+`--steps 250` it has those of all rows (another --out).
 """
 
 from __future__ import annotations
@@ -31,26 +32,27 @@ from adapterhub.metrics import rank_correlation
 from adapterhub.pipeline.influence import influence_of
 from adapterhub.training.train import Trainer
 
-METHODS = ("random", "easy", "hard", "prototype", INFLUENCE)
+METHODS = ("random", "easy", "hard", "prototype", INFLUENCE, "all")
 ROWS, KEEP, TEST, TARGET, FLIPS = 1000, 0.5, 500, 64, 0.15
+EPOCHS = "training.epochs=4"
 SETTINGS = (
     "lora.layers=top-4",
-    "training.epochs=4",
     "training.batch_size=16",
     "training.eval_every=1000000",  # once, at the end: nothing is chosen by the rows that measure
 )
 _Key = tuple[int, bool, str]
 
 
-def measure_adapters(seeds: int, out: Path, most: int) -> None:
-    """Run what `out` lacks, at most so many runs (0: all), and print the table."""
-    task = PublicTask.open("trec6", SETTINGS)
+def measure_adapters(seeds: int, out: Path, most: int, steps: int, methods: Sequence[str]) -> None:
+    """Run what `out` lacks, at most so many runs (0: all), and print the table; `steps` 0 is four epochs."""
+    settings = (*SETTINGS, f"training.steps={steps}" if steps else EPOCHS)
+    task = PublicTask.open("trec6", settings)
     trainer, base = Trainer(task.base), open_base(DEFAULT_BASE)
     known = _known(out)
     left = most or -1
     for seed in range(seeds):
         for flipped in (False, True):
-            wanted = [each for each in (*METHODS, "all") if (seed, flipped, each) not in known]
+            wanted = [each for each in methods if (seed, flipped, each) not in known]
             if not wanted or left == 0:
                 continue
             draw = _Draw.of(task, base, seed, flipped=flipped)
@@ -58,7 +60,7 @@ def measure_adapters(seeds: int, out: Path, most: int) -> None:
                 if left == 0:
                     break
                 left -= 1
-                known[seed, flipped, method] = record = _run(task, trainer, draw, method, seed)
+                known[seed, flipped, method] = record = _run(task, trainer, draw, method, seed, settings)
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"seed": seed, "flipped": flipped, "method": method, **record}) + "\n")
     trainer.close()
@@ -89,7 +91,9 @@ class _Draw:
         return cls(rows, labels, both[:ROWS], StandIn.of(both[:ROWS], labels, both[ROWS:], gold))
 
 
-def _run(task: PublicTask, trainer: Trainer, draw: _Draw, method: str, seed: int) -> dict[str, float]:
+def _run(
+    task: PublicTask, trainer: Trainer, draw: _Draw, method: str, seed: int, settings: Sequence[str]
+) -> dict[str, float]:
     stays = np.ones(ROWS, bool)
     if method == INFLUENCE:
         target = task.splits.validation[:TARGET]
@@ -99,7 +103,7 @@ def _run(task: PublicTask, trainer: Trainer, draw: _Draw, method: str, seed: int
         count = round(KEEP * ROWS)
         stays = prune(draw.features, draw.labels, len(task.spec.labels), method, count, seed=seed)
     rows = np.flatnonzero(stays)
-    recipe = load("trec6", [*SETTINGS, f"training.seed={seed}"])
+    recipe = load("trec6", [*settings, f"training.seed={seed}"])
     job = replace(
         task.job([0]),
         recipe=recipe.model_copy(update={"task": f"{method}-{seed}"}),
@@ -138,7 +142,7 @@ def _print(known: Mapping[_Key, Mapping[str, float]]) -> None:
     print("|---|---|---|---|---|---|---|")
     gains: list[tuple[float, float]] = []
     for flipped in (False, True):
-        for method in (*METHODS, "all"):
+        for method in METHODS:
             if not (found := values[flipped, method]):
                 continue
             cells = []
