@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := .demo/venv
 PIP := -m pip --disable-pip-version-check --quiet
 # Tests run in so many processes of one thread each: threads that wait for a core taken by others take many times as long.
 TEST_PROCESSES ?= 2
@@ -29,13 +30,17 @@ check: $(STAMP)  ## format, lint, types, floors
 test: $(STAMP)  ## all tests, with branch coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --cov --cov-report=term-missing:skip-covered --durations 20 $(TESTS)
 
-demo:  ## a new environment, two tasks trained, served and asked in one batch
+demo: $(DEMO)/.installed  ## two tasks trained, served and asked in one batch, in an environment of its own
+	rm -rf .demo/registry
+	$(DEMO)/bin/python benchmarks/demo.py .demo
+
+$(DEMO)/.installed: pyproject.toml constraints.txt $(shell find adapterhub -name '*.pyc' -o -type f -print)
 	rm -rf .demo
-	$(PYTHON) -m venv .demo/venv
-	.demo/venv/bin/python $(PIP) install --upgrade pip
-	.demo/venv/bin/python $(PIP) install $(TORCH)
-	.demo/venv/bin/python $(PIP) install --constraint constraints.txt .
-	.demo/venv/bin/python benchmarks/demo.py .demo
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python $(PIP) install --upgrade pip
+	$(DEMO)/bin/python $(PIP) install $(TORCH)
+	$(DEMO)/bin/python $(PIP) install --constraint constraints.txt .
+	touch $@
 
 bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/accuracy.py trec6 --seeds 0 1 2
