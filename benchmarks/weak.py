@@ -17,6 +17,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,21 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
     return path
 
 
-def soft_rows(examples: Sequence[Example], votes: Votes) -> Iterator[dict[str, Any]]:
-    """Yield covered rows with the label model's probabilities."""
+def surest(best: np.ndarray, sure: np.ndarray, share: float) -> set[int]:
+    """Return the places of the rows, this share of each label's, of whose label the model is surest."""
+    kept: set[int] = set()
+    for label in np.unique(best):
+        places = np.flatnonzero(best == label)
+        kept |= set(places[np.argsort(-sure[places], kind="stable")][: round(share * len(places))].tolist())
+    return kept
+
+
+def soft_rows(examples: Sequence[Example], votes: Votes, share: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Yield covered rows with the label model's probabilities; of each label the surest so large a share."""
     fit = fit_votes(votes, "auto")
+    kept = surest(np.asarray(fit.best), np.where(fit.covered, np.asarray(fit.probs).max(1), -1.0), share)
     for place, row in enumerate(examples):
-        if fit.covered[place]:
+        if fit.covered[place] and place in kept:
             probs = dict(zip(votes.labels, map(float, fit.probs[place]), strict=True))
             yield {"text": row.text, "label": votes.labels[fit.best[place]], "probs": probs}
 
@@ -200,6 +211,8 @@ def adapters(log: Log, task: str, train_rows: list[Example], votes: dict[str, Vo
             parts: dict[str, Iterator[dict[str, Any]]] = {}
             for name in options.soft:
                 parts[f"adapter on soft labels of {name}"] = soft_rows(train_rows, votes[name])
+            for name, share in product(options.soft, options.surest):
+                parts[f"adapter on the surest {share:.0%} of {name}"] = soft_rows(train_rows, votes[name], share)
             order = random.Random(seed).sample(train_rows, len(train_rows))
             for count in options.gold:
                 parts[f"adapter on {count} gold"] = ({"text": r.text, "label": r.label} for r in order[:count])
@@ -221,6 +234,9 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--soft", nargs="*", default=["rules", "prompts", "both"], help="voters to learn from")
+    parser.add_argument(
+        "--surest", type=float, nargs="*", default=[], help="shares of those labels to learn from alone"
+    )
     parser.add_argument("--gold", type=int, nargs="*", default=[50, 100, 200, 400, 800, 2000])
     parser.add_argument("--abstain", type=float, nargs="*", default=[], help="least chances of a prompt's vote to try")
     parser.add_argument("--layers", default="top-8")
