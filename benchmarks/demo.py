@@ -89,8 +89,8 @@ def main() -> None:
     os.environ.setdefault("ADAPTERHUB_CACHE", str(Path("~/.cache/adapterhub").expanduser()))
     adapterhub("base", "pull", BASE)
     base = json.loads(adapterhub("base", "show", BASE, "--json", capture=True))
-    # Two epochs of the recipes' five: a demonstration need not wait for the last points.
-    shorter = ("--set", "training.epochs=2")
+    # Three epochs of the recipes' five: a demonstration need not wait for the last points.
+    shorter = ("--set", "training.epochs=3")
     trained = adapterhub("train", *RECIPES, *shorter, "--registry", str(registry), "--json", capture=True)
     versions = [json.loads(line) for line in trained.splitlines()]
     serve_and_ask(registry)
