@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 # Named first and alone: other packages would pull in a build for GPUs, gigabytes larger.
 TORCH := torch==2.13.0
 
-.PHONY: install check test coverage demo bench docs clean
+.PHONY: install check test demo bench docs clean
 
 install: $(STAMP)
 
@@ -27,11 +27,8 @@ check: $(STAMP)  ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: $(STAMP)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --durations 20 $(TESTS)
-
-coverage: $(STAMP)  ## all tests, traced: half as long again, and fails below the least branch coverage
-	$(MAKE) test TESTS="--cov --cov-report=term-missing:skip-covered $(TESTS)"
+test: $(STAMP)  ## all tests, with branch coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --cov --cov-report=term-missing:skip-covered --durations 20 $(TESTS)
 
 demo: $(DEMO)/.installed  ## two tasks trained, served and asked in one batch, in an environment of its own
 	rm -rf .demo/registry
@@ -66,7 +63,7 @@ bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
 	$(BIN)/python benchmarks/drift.py
 	$(BIN)/python benchmarks/weak.py --out weak.jsonl
 	$(BIN)/python benchmarks/forecast.py
-	for part in features prune rule duplicates select influence scale; do $(BIN)/python benchmarks/curation.py $$part; done
+	for part in features prune rule duplicates select influence adapters scale; do $(BIN)/python benchmarks/curation.py $$part; done
 	for part in recovery clones; do $(BIN)/python benchmarks/label_models.py $$part; done
 
 docs: $(STAMP)  ## docs/cli.md from the command line itself

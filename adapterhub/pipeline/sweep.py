@@ -336,11 +336,8 @@ def draw(found: Sweep, path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("training rows")
     axes.set_ylabel(f"validation {found.metric}")
-    told = "".join(
-        f", rank correlation of {each.rows} and all rows {each.correlation:.2f}"
-        for each in found.rankings[:1]
-        if each.correlation is not None
-    )
+    small = found.rankings[0].correlation if found.rankings else None
+    told = "" if small is None else f", rank correlation of small and full {small:.2f}"
     axes.set_title(f"{found.task}: {len(found.trials)} settings{told}")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)

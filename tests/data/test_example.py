@@ -13,7 +13,6 @@ from adapterhub.errors import InvalidRequest
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
 )
 records = st.dictionaries(st.text(), values)
 
