@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from workload import BASE, Ask
 
-from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size
+from adapterhub.base.describe import hidden_size
+from adapterhub.base.load import compute_dtype, load_backbone
 from adapterhub.base.source import open_base
 from adapterhub.engine.engine import Engine
 from adapterhub.engine.request import Adapter, Event, FailedEvent, Request, Sampling, TokenEvent
@@ -68,7 +69,7 @@ class Driven:
         base = open_base(BASE)
         self.dtype = compute_dtype(precision, "cpu")
         # In this order, as AdapterHub does it: workers that loading leaves behind would disturb the measuring.
-        width = load_hidden_size(base)
+        width = hidden_size(base)
         self.threads = choose_threads(threads, lambda: decode_chain(width, self.dtype))
         torch.set_num_threads(self.threads.count)
         model = load_backbone(base, self.dtype, "cpu")

@@ -94,7 +94,8 @@ def canonical_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     found = spelled_alike(config)
     shaping = _KEYS.split()
     kept = {key: _number(value) for key, value in found.items() if key in shaping}
-    kept.update(_rope(found))
+    if rope := rope_parameters(found):
+        kept["rope"] = rope
     _drop_derived(kept)
     nested = config.get("text_config")
     if isinstance(nested, Mapping):
@@ -111,6 +112,24 @@ def spelled_alike(config: Mapping[str, Any]) -> dict[str, Any]:
     # A null means "not said" for most keys, but "none" for a window.
     found.update({key: value for key, value in given.items() if value is not None or key == "sliding_window"})
     return found
+
+
+def rope_parameters(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `rope_parameters` of a config spelled alike, also from the older `rope_theta` and `rope_scaling`.
+
+    Without `rope_type` where that is "default"; {} without rope.
+    """
+    given = found.get("rope_parameters") or found.get("rope_scaling") or {}
+    rope = {key: _number(value) for key, value in given.items()} if isinstance(given, Mapping) else {}
+    if "type" in rope:
+        rope.setdefault("rope_type", rope["type"])
+        del rope["type"]
+    if rope.get("rope_type") == "default":
+        del rope["rope_type"]
+    theta = found.get("rope_theta")
+    if theta is not None and not any(isinstance(value, Mapping) for value in rope.values()):
+        rope.setdefault("rope_theta", _number(theta))
+    return rope
 
 
 def _drop_derived(kept: dict[str, Any]) -> None:
@@ -130,21 +149,6 @@ def _drop_derived(kept: dict[str, Any]) -> None:
         kept.pop("max_window_layers", None)
     if len(set(kept.get("layer_types") or ())) == 1:
         kept.pop("layer_types")
-
-
-def _rope(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"rope": …} from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`; {} without rope."""
-    given = found.get("rope_parameters") or found.get("rope_scaling") or {}
-    rope = {key: _number(value) for key, value in given.items()} if isinstance(given, Mapping) else {}
-    if "type" in rope:
-        rope.setdefault("rope_type", rope["type"])
-        del rope["type"]
-    if rope.get("rope_type") == "default":
-        del rope["rope_type"]
-    theta = found.get("rope_theta")
-    if theta is not None and not any(isinstance(value, Mapping) for value in rope.values()):
-        rope.setdefault("rope_theta", _number(theta))
-    return {"rope": rope} if rope else {}
 
 
 def _number(value: Any) -> Any:

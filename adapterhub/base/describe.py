@@ -78,6 +78,15 @@ def classifier_pooling(model_type: str, *, is_decoder: bool = False) -> Pooling:
     return _CLASSIFIERS[model_type]
 
 
+def hidden_size(base: Base) -> int:
+    """Return the width of the base's hidden states, from its configuration alone. Raises BaseError."""
+    config = read_config(base.path)
+    width = _text_part(config).get("hidden_size")
+    if not isinstance(width, int) or width < 1:
+        raise BaseError(f"{base.path / 'config.json'} says no hidden_size, so the base cannot be loaded; add it")
+    return width
+
+
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         raise BaseError(f"{folder} is an encoder-decoder ({config['model_type']!r}); name a decoder or an encoder")
@@ -98,14 +107,19 @@ def _common_dtype(weights: list[StoredTensor]) -> str:
 
 
 def _context_length(folder: Path, config: Mapping[str, Any]) -> int:
-    nested = config.get("text_config")
-    said = spelled_alike(nested if isinstance(nested, Mapping) else config)
+    said = _text_part(config)
     length = said.get("max_position_embeddings")
     if not isinstance(length, int) or length < 1:
         raise BaseError(f"{folder / 'config.json'} says no max_position_embeddings, so its context is unknown; add it")
     if said.get("model_type") in _OFFSET_POSITIONS:
         length -= int(said.get("pad_token_id") or 1) + 1
     return length
+
+
+def _text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of the network that reads text, which some keep in a part of its own."""
+    nested = config.get("text_config")
+    return spelled_alike(nested if isinstance(nested, Mapping) else config)
 
 
 def _licence(folder: Path) -> str | None:

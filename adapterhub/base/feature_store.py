@@ -13,8 +13,8 @@ import torch
 
 from adapterhub.folders import cache_root
 
+from .describe import hidden_size
 from .features import Embedder, check_pooling, default_pooling
-from .load import load_hidden_size
 from .record import Base
 from .vector_store import Report, VectorStore
 
@@ -55,4 +55,4 @@ def feature_store(base: Base, pooling: str, dtype: torch.dtype, cache: Path | No
     """Open the store of a base, making it where there is none."""
     name = f"{base.fingerprint.removeprefix('sha256:')[:16]}-{pooling}-{str(dtype).removeprefix('torch.')}"
     root = cache_root() if cache is None else cache
-    return VectorStore(root / "features" / name, base.name, load_hidden_size(base), "features")
+    return VectorStore(root / "features" / name, base.name, hidden_size(base), "features")

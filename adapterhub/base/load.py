@@ -1,30 +1,31 @@
 """A base loaded: tokenizer, backbone, classifier, and the dtype to compute in.
 
 Nothing is fetched and no code of a base is run: files are local, weights are safetensors, remote code is refused.
+transformers' models are imported where they are loaded: that takes seconds, and most questions need none (`stored.py`).
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from adapterhub.errors import BaseError, ConfigError
 
+from .architecture import read_config
 from .describe import Pooling, classifier_pooling
+from .llama import LlamaWeights
 from .record import Base
+from .stored import stored_weights
+
+log = logging.getLogger(__name__)
 
 # What a classifier draws anew: all else must come from the stored weights, or it would be random in each process.
 _HEADS = ("score.", "classifier.")
@@ -39,8 +40,11 @@ def load_tokenizer(base: Base, pad_token: str | None = None, *, require_pad: boo
     """
     # AutoTokenizer picks a class by the model's family, and some classes put their own rules in place of those in
     # tokenizer.json, or add tokens. The stored ones count: the base was trained with them, the fingerprint covers them.
-    stored = (base.path / "tokenizer.json").is_file()
-    kind = PreTrainedTokenizerFast if stored else AutoTokenizer
+    kind: Any = PreTrainedTokenizerFast
+    if not (base.path / "tokenizer.json").is_file():
+        from transformers import AutoTokenizer
+
+        kind = AutoTokenizer
     with _quiet(), _as_base_error(base, "tokenizer"):
         tokenizer = kind.from_pretrained(base.path, **_SAFE)
     # Lengths are checked by the task's rules, with an error; the library's remark would only be printed besides.
@@ -57,15 +61,27 @@ def load_tokenizer(base: Base, pad_token: str | None = None, *, require_pad: boo
     return tokenizer
 
 
-def load_config(base: Base) -> Any:
-    """Return the base's configuration. Raises BaseError."""
-    with _quiet(), _as_base_error(base, "configuration"):
-        return AutoConfig.from_pretrained(base.path, **_SAFE)
+def end_tokens(base: Base) -> frozenset[int]:
+    """Return the ids that end an answer by the base's generation config, or without one by its config.
+
+    Raises BaseError where that is not JSON.
+    """
+    file = base.path / "generation_config.json"
+    try:
+        config = json.loads(file.read_text("utf-8")) if file.is_file() else read_config(base.path)
+        named = config.get("eos_token_id")
+        return frozenset(int(token) for token in (named if isinstance(named, list) else [named]) if token is not None)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BaseError(f"{file} is no generation config: {error}; fetch the base again") from error
 
 
-def load_hidden_size(base: Base) -> int:
-    """Return the width of the base's hidden states, from its configuration alone."""
-    return int(load_config(base).hidden_size)
+def load_network(base: Base, dtype: torch.dtype, device: str | torch.device = "cpu") -> LlamaWeights | Any:
+    """Return the weights of a base of the Llama family from its files, or else what `load_backbone` returns."""
+    try:
+        return stored_weights(base, dtype, device)
+    except ValueError as reason:
+        log.info("transformers loads %s: %s", base.name, reason)
+    return load_backbone(base, dtype, device)
 
 
 def load_backbone(base: Base, dtype: torch.dtype, device: str | torch.device = "cpu", attention: str = "sdpa") -> Any:
@@ -73,6 +89,8 @@ def load_backbone(base: Base, dtype: torch.dtype, device: str | torch.device = "
 
     An encoder whose stored weights hold no pooler comes without one. Raises BaseError.
     """
+    from transformers import AutoModel, AutoModelForCausalLM
+
     kind = AutoModel if base.is_encoder else AutoModelForCausalLM
     model, missing = _load(kind, base, dtype, attention, {})
     if base.is_encoder and missing and all(name.startswith("pooler.") for name in missing):
@@ -97,6 +115,8 @@ def load_classifier(
     classifiers are not served, and where the stored weights lack anything but that head, since it would be random and
     saved with no adapter.
     """
+    from transformers import AutoModelForSequenceClassification
+
     classifier_pooling(base.model_type, is_decoder=not base.is_encoder)
     changes = {
         "num_labels": num_labels,

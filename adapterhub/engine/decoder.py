@@ -10,19 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterhub.base.llama import (
-    STACKS,
-    LayerWeights,
-    NormWeights,
-    StackWeights,
-    check_family,
-    let_go,
-    read_angles,
-    read_layer,
-    read_norm,
-)
+from adapterhub.base.llama import STACKS, LayerWeights, LlamaWeights, NormWeights, StackWeights
 from adapterhub.errors import BaseError
-from adapterhub.lora.linear import linear_shapes
 from adapterhub.lora.rows import RowAdapters
 from adapterhub.lora.slabs import LoraSlabs, Stacked
 from adapterhub.lora.weights import LoraPair
@@ -109,47 +98,57 @@ class _Layer:
         return both[:, : self._heads], both[:, self._heads :], heads[:, self._heads + self._kv_heads :]
 
 
-class LeanDecoder:
-    """Llama, Mistral, Qwen2, Qwen3 and what is built like them (SmolLM); raises ValueError for anything else.
+@dataclass(frozen=True)
+class Plain:
+    """What a transformers model itself says of an example: the states of its line, as `plain_states` returns them."""
 
-    The model's weights are moved into the packed form layer by layer and taken out of `model`, which is of no further
-    use; where ValueError is raised it is untouched.
+    example: Batch
+    states: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, model: Any) -> Plain:
+        """Ask a model."""
+        device = next(model.parameters()).device
+        example = example_batch(example_prompts(int(model.config.vocab_size)), device, causal=True)
+        return cls(example, plain_states(model.base_model, example))
+
+
+class LeanDecoder:
+    """Llama, Mistral, Qwen2, Qwen3 and what is built like them (SmolLM).
+
+    The weights are moved into the packed form and let go layer by layer. Where `plain` is of the model that they come
+    from, ValueError is raised for a model whose first layer computes something else, and its weights are untouched.
     """
 
     kind = "lean"
 
-    def __init__(self, model: Any, slots: int) -> None:
-        config, backbone = model.config, model.base_model
-        check_family(config)
-        parameter = next(model.parameters())
-        self._dtype, device = parameter.dtype, parameter.device
-        example = example_batch(example_prompts(int(config.vocab_size)), device, causal=True)
-        states = plain_states(backbone, example)
-        self.shapes = linear_shapes(backbone)
+    def __init__(self, weights: LlamaWeights, slots: int, plain: Plain | None = None) -> None:
+        shape = weights.shape
+        self.shapes = shape.linear()
         self._rows = RowAdapters()
-        self._embedding: Tensor = backbone.embed_tokens.weight
-        cos, sin = read_angles(backbone, config)
+        self._embedding, output = weights.ends()
+        cos, sin = weights.angles
         half = cos.shape[-1] // 2
         self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
-        self._norm, self._depth = _Norm.of(read_norm(backbone.norm)), len(backbone.layers)
+        self._norm, self._depth = _Norm.of(weights.norm), shape.layers
         self._layers: list[_Layer] = []
-        for index, layer in enumerate(backbone.layers):
-            self._layers.append(_Layer(index, read_layer(layer, config), self._rows, slots))
-            if index == 0 and not self._agrees(example, states[1]):
-                raise ValueError(f"the first layer of this {config.model_type!r} computes something else")
-            let_go(layer)
+        for index in range(shape.layers):
+            self._layers.append(_Layer(index, weights.layer(index), self._rows, slots))
+            if index == 0 and plain is not None and not self._agrees(plain.example, plain.states[1]):
+                raise ValueError(f"the first layer of this {shape.family!r} computes something else")
+            weights.free(index)
         self._stacks = {
             (f"layers.{index}.{names[0]}", tuple(f"layers.{index}.{name}" for name in names)): stack
             for index, layer in enumerate(self._layers)
             for names, stack in zip(STACKS, layer.stacks, strict=True)
         }
-        output = model.get_output_embeddings()
-        self._output = FrozenLinear(output.weight, output.bias)
-        if output.weight is not self._embedding:
-            let_go(output)
+        self._output = FrozenLinear(output)
+        weights.free_output()
         # In 16 bits rounding alone makes forwards of many layers differ; there the first layer speaks for all.
-        if torch.finfo(self._dtype).bits > 16 and not self._agrees(example, states[-1]):
-            raise BaseError(f"the lean forward of this {config.model_type!r} base differs from the plain one")
+        if plain is None or torch.finfo(self._embedding.dtype).bits <= 16:
+            return
+        if not self._agrees(plain.example, plain.states[-1]):
+            raise BaseError(f"the lean forward of this {shape.family!r} base differs from the plain one")
 
     def stack(self, modules: Mapping[str, LoraPair]) -> Mapping[str, Stacked]:
         """Return an adapter's matrices by the first layer of each stack; raises CorruptAdapter as LoraSlabs does."""

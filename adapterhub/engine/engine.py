@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adapterhub.base.llama import LlamaWeights
 from adapterhub.errors import UsageError
 
 from .answers import add_logprobs, add_state, broken, embedding_event, finite, head_event, scores_event
@@ -28,14 +29,15 @@ from .tiers import Tiers
 class Engine:
     """Answers requests of many adapters in shared batches. Not thread-safe: one thread owns it (see EngineLoop).
 
-    `model` is a frozen transformers causal LM or encoder; `context` the most positions a row may take. `resident`
-    adapters are in slots at once, `host_bytes` of adapters in host memory, `prefix_bytes` of states are kept for
-    prompts that begin alike (0: none). `fingerprint` is the base's. `reference` forces the general network.
+    `base` is the weights of the Llama family, or a frozen transformers causal LM or encoder; `context` the most
+    positions a row may take. `resident` adapters are in slots at once, `host_bytes` of adapters in host memory,
+    `prefix_bytes` of states are kept for prompts that begin alike (0: none). `fingerprint` is the base's. `reference`
+    forces the general network, of a model.
     """
 
     def __init__(
         self,
-        model: Any,
+        base: LlamaWeights | Any,
         context: int,
         *,
         limits: Limits | None = None,
@@ -47,7 +49,7 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         _check_sizes(self.limits, resident, host_bytes, prefix_bytes)
-        self.runner = Runner(model, cache_tokens=self.limits.cache_tokens, resident=resident, reference=reference)
+        self.runner = Runner(base, cache_tokens=self.limits.cache_tokens, resident=resident, reference=reference)
         self.context = context
         self.tally = Tally()
         self.slots = Slots(resident, self.runner.load, self.runner.unload, self.tally)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from adapterhub.errors import BaseError
 from adapterhub.lora.linear import AdapterLinear, PlainFrozen, linear_shapes
@@ -65,6 +64,9 @@ class TransformersNetwork:
 
     def __init__(self, model: Any, slots: int, cache: KVCache | None = None) -> None:
         """`cache` is an empty one of the base's shape; an unproven decoder shows on it that it works with one."""
+        # Not above: importing transformers' modules takes longer than answering, and the lean decoder needs none.
+        from transformers import AttentionInterface
+
         AttentionInterface.register(NAME, packed_attention)
         self._model = model
         self._backbone: nn.Module = model.base_model

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapterhub.base.llama import LlamaWeights, weights_of
 from adapterhub.errors import CorruptAdapter
 from adapterhub.lora.ops import NO_SLOT
 from adapterhub.lora.slabs import Stacked
 from adapterhub.lora.weights import LoraWeights, check_effect, check_fits
 
 from .batch import Batch, Stretch
-from .decoder import LeanDecoder
+from .decoder import LeanDecoder, Plain
 from .heads import check_head, head_logits
 from .kv_cache import CacheShape, KVCache
 from .network import Network, TransformersNetwork
@@ -64,21 +65,20 @@ class Outcome:
 class Runner:
     """Runs plans on a base: the lean decoder where the base is of its families, else the general network.
 
-    `reference` asks for the general network in any case; it is what the lean one is held against.
+    `base` is the weights of one of those families, or a frozen transformers model. `reference` asks for the general
+    network in any case, which a model is needed for; it is what the lean one is held against.
     """
 
-    def __init__(self, model: Any, *, cache_tokens: int = 65536, resident: int = 32, reference: bool = False) -> None:
-        self.vocabulary = int(model.config.vocab_size)
-        self.hidden_size = int(model.config.hidden_size)
-        self.causal = model.get_output_embeddings() is not None
-        parameter = next(model.parameters())
-        self.dtype, self.device = parameter.dtype, parameter.device
-        shape = _cache_shape(model.config)
-        self.cache = KVCache(shape, self.dtype, self.device, cache_tokens) if self.causal else None
-        model = model.eval().requires_grad_(False)
+    def __init__(
+        self, base: LlamaWeights | Any, *, cache_tokens: int = 65536, resident: int = 32, reference: bool = False
+    ) -> None:
+        traits = _traits_of_weights(base) if isinstance(base, LlamaWeights) else _traits_of_model(base)
+        self.vocabulary, self.hidden_size, self.causal = traits.vocabulary, traits.hidden_size, traits.causal
+        self.dtype, self.device = traits.dtype, traits.device
+        self.cache = KVCache(traits.cache, self.dtype, self.device, cache_tokens) if self.causal else None
         # Off the CPU memory that is set aside is taken, so slabs grow there instead.
         slots = resident if self.device.type == "cpu" else 1
-        self._network = _network(model, slots, self.cache, lean=self.causal and not reference)
+        self._network = _network(base, slots, self.cache, lean=self.causal and not reference)
         self.identity = f"{self._network.kind}/{str(self.dtype).removeprefix('torch.')}"
         self._heads: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
 
@@ -174,19 +174,44 @@ def _pooled(span: Span, stretch: Stretch, hidden: Tensor) -> Tensor | None:
     return hidden[stretch.start].to(wide) if span.past == 0 else None
 
 
-def _network(model: Any, slots: int, cache: KVCache | None, *, lean: bool) -> Network:
+def _network(base: LlamaWeights | Any, slots: int, cache: KVCache | None, *, lean: bool) -> Network:
+    if isinstance(base, LlamaWeights):
+        assert lean, "the general network needs a transformers model"
+        return LeanDecoder(base, slots)
+    model = base.eval().requires_grad_(False)
     if lean:
         try:
-            return LeanDecoder(model, slots)
+            return LeanDecoder(weights_of(model), slots, Plain.of(model))
         except ValueError as reason:
             log.info("the general network is used: %s", reason)
     return TransformersNetwork(model, slots, cache)
 
 
-def _cache_shape(config: Any) -> CacheShape:
+@dataclass(frozen=True)
+class _Traits:
+    """What the runner knows of a base, whatever it is given as."""
+
+    vocabulary: int
+    hidden_size: int
+    causal: bool
+    dtype: torch.dtype
+    device: torch.device
+    cache: CacheShape
+
+
+def _traits_of_weights(weights: LlamaWeights) -> _Traits:
+    shape, (cos, _) = weights.shape, weights.angles
+    cache = CacheShape(layers=shape.layers, heads=shape.kv_heads, head_dim=shape.dim)
+    return _Traits(shape.vocabulary, shape.hidden, True, cos.dtype, cos.device, cache)
+
+
+def _traits_of_model(model: Any) -> _Traits:
+    config, parameter = model.config, next(model.parameters())
     heads = config.num_attention_heads
-    return CacheShape(
+    cache = CacheShape(
         layers=config.num_hidden_layers,
         heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
+    causal = model.get_output_embeddings() is not None
+    return _Traits(int(config.vocab_size), int(config.hidden_size), causal, parameter.dtype, parameter.device, cache)

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from adapterhub.base.describe import hidden_size
 from adapterhub.base.features import check_pooling, default_pooling
-from adapterhub.base.load import compute_dtype, load_backbone, load_hidden_size, load_tokenizer
+from adapterhub.base.load import compute_dtype, end_tokens, load_backbone, load_network, load_tokenizer
 from adapterhub.base.source import Base
 from adapterhub.data.prompt import input_field
 from adapterhub.data.task import FEATURE_POOLINGS, PromptSpec, TaskSpec, a_task
@@ -87,16 +88,16 @@ class LoadedBase:
         self._tokenizer = load_tokenizer(base, require_pad=False)
         self._weights = options.weights
         self.adapters = AdapterCache(base.name, base.fingerprint, dtype)
-        width = load_hidden_size(base)
+        width = hidden_size(base)
         self.threads = choose_threads(options.threads, lambda: decode_chain(width, dtype), options.device)
         log.info("computing with threads: %d (%s)", self.threads.count, self.threads.reason)
-        self._stop_ids: frozenset[int] = frozenset()
+        end = self._tokenizer.eos_token_id
+        self._stop_ids = end_tokens(base) | ({int(end)} if end is not None else set())
 
         def make() -> Engine:
-            model = load_backbone(base, dtype, options.device)
-            self._stop_ids = _stop_ids(model, self._tokenizer)
+            load = load_backbone if options.reference else load_network
             return Engine(
-                model,
+                load(base, dtype, options.device),
                 base.context_length,
                 limits=options.limits,
                 resident=options.resident,
@@ -337,13 +338,6 @@ def _base_spec(base: Base, tokenizer: Any) -> TaskSpec:
         template = template.get("default")
     style = PromptSpec(style="chat", chat_template=template) if template else PromptSpec()
     return TaskSpec("generation", base.fingerprint, base.context_length, prompt=style)
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's EOS, and what the base's generation config names besides."""
-    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    named = said if isinstance(said, list) else [said]
-    return frozenset(int(token) for token in [*named, tokenizer.eos_token_id] if token is not None)
 
 
 def _fields(given: Input, name: str) -> Mapping[str, Any]:

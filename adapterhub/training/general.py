@@ -27,7 +27,7 @@ from .learner import Judged, Learner, Turn
 from .objectives import Objective, Preference
 from .parts import Limits, accumulate, outputs_of
 from .rows import PaddedBatch, Row
-from .targets import adapter_config, check_ranks, choose_targets, without_layers
+from .targets import Modules, adapter_config, check_ranks, choose_targets, without_layers
 
 # Plain matrix attention: the backward of CPU flash attention costs 25 times its forward at short lengths. Beyond this
 # many tokens the matrices it keeps for every layer would fill the memory instead.
@@ -238,8 +238,9 @@ def build_learner(job: TrainingJob, pad_token_id: int, longest: int, device: tor
         model = load_classifier(job.base, len(job.spec.labels), kind == "multilabel", dtype, attention, pad_token_id)
     model.requires_grad_(requires_grad=False)
     heads = _heads(model)
-    targets = choose_targets(model, lora.targets, lora.layers, heads)
-    config = adapter_config(job, without_layers(model, targets) if kind == "embedding" else targets, heads)
+    modules = Modules.of(model, heads)
+    targets = choose_targets(modules, lora.targets, lora.layers)
+    config = adapter_config(job, without_layers(modules, targets) if kind == "embedding" else targets, heads)
     pooling = _pooling(job, model)
     torch.manual_seed(job.recipe.training.seed)
     with warnings.catch_warnings():

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adapterhub.base.llama import is_trainable
-from adapterhub.base.load import compute_dtype, load_config, load_tokenizer
+from adapterhub.base.architecture import read_config
+from adapterhub.base.llama import is_trainable, read_shape
+from adapterhub.base.load import compute_dtype, load_tokenizer
 from adapterhub.base.record import Base
 from adapterhub.base.vector_store import Report, VectorStore
 from adapterhub.data.task import TaskSpec
@@ -61,14 +62,15 @@ def stored_gradients(
     Only rows that are not known are computed, and they stream. Raises UsageError for a base that is not of the Llama
     family, BaseError where it cannot be used, AdapterHubError where the disk is full; what was kept before stays.
     """
-    config = load_config(base)
+    config = read_config(base.path)
     if not is_trainable(config):
         raise UsageError(
             f"influence is told by gradients, which are taken on decoders of the Llama family, and base {base.name!r} "
             "is none; name another, such as smollm2-135m-instruct"
         )
     dtype = compute_dtype(precision)
-    depth = min(adapter.layers, int(config.num_hidden_layers))
+    shape = read_shape(config)
+    depth = min(adapter.layers, shape.layers)
     said = f"top{depth}-rank{adapter.rank}-{adapter.dimensions}-{adapter.seed}"
     name = f"{base.fingerprint.removeprefix('sha256:')[:16]}-{said}-{str(dtype).removeprefix('torch.')}"
     root = cache_root() if cache is None else cache
@@ -78,7 +80,7 @@ def stored_gradients(
     def compute(missing: list[Row], _: list[int]) -> np.ndarray:
         nonlocal ask
         if ask is None:
-            fit_threads(int(config.hidden_size), dtype, torch.device("cpu"))
+            fit_threads(shape.hidden, dtype, torch.device("cpu"))
             ask = _fresh(base, adapter, depth, precision)
         return ask(missing)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from adapterhub.data.task import Kind
 from adapterhub.errors import ConfigError
@@ -38,37 +37,67 @@ class Targets:
     fan_in_fan_out: bool
 
 
-def choose_targets(
-    model: nn.Module, asked: Literal["all-linear"] | Sequence[str], layers: str | Sequence[int], heads: Sequence[str]
-) -> Targets:
-    """Return the targets that `lora.targets` and `lora.layers` of a recipe mean for `model`.
+@dataclass(frozen=True)
+class Modules:
+    """The modules of a network: all their names, and of the linear ones whether their weights lie transposed (GPT-2).
 
-    `heads` are the names of modules outside the backbone, which are never targets. Raises ConfigError for a name or a
-    layer that the base does not have.
+    Modules outside the backbone, which are never targets, are left out.
     """
-    linear: dict[str, list[nn.Module]] = {}
+
+    every: tuple[str, ...]
+    linear: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, model: nn.Module, heads: Sequence[str] = ()) -> Modules:
+        """Read them from a transformers model; `heads` are the names of modules outside the backbone."""
+        from transformers.pytorch_utils import Conv1D
+
+        named = [(name, module) for name, module in model.named_modules() if name.split(".")[0] not in heads]
+        linear = {name: isinstance(each, Conv1D) for name, each in named if isinstance(each, nn.Linear | Conv1D)}
+        return cls(tuple(name for name, _ in named), linear)
+
+    @classmethod
+    def all_linear(cls, names: Iterable[str]) -> Modules:
+        """Take networks of whose modules only the linear ones could be meant."""
+        found = tuple(names)
+        return cls(found, dict.fromkeys(found, False))
+
+    def below(self, root: str) -> Modules:
+        """Return the same modules as a model calls them whose backbone is `root`, with a dot."""
+        return Modules(
+            tuple(f"{root}{name}" for name in self.every), {f"{root}{name}": lies for name, lies in self.linear.items()}
+        )
+
+
+def choose_targets(
+    modules: Modules, asked: Literal["all-linear"] | Sequence[str], layers: str | Sequence[int]
+) -> Targets:
+    """Return the targets that `lora.targets` and `lora.layers` of a recipe mean for a network with these modules.
+
+    Raises ConfigError for a name or a layer that the base does not have.
+    """
+    linear: dict[str, list[bool]] = {}
     indices: set[int] = set()
-    for name, module in model.named_modules():
-        if (match := _IN_LAYER.match(name)) and isinstance(module, nn.Linear | Conv1D):
-            linear.setdefault(match["rest"], []).append(module)
+    for name, transposed in modules.linear.items():
+        if match := _IN_LAYER.match(name):
+            linear.setdefault(match["rest"], []).append(transposed)
             indices.add(int(match["index"]))
     if not linear:
         raise ConfigError("the base has no numbered layers with linear modules, so LoRA has nothing to adapt")
     wanted = set(linear) if asked == "all-linear" else _matching(asked, linear)
-    every = [name for name, _ in model.named_modules() if name.split(".")[0] not in heads]
     return Targets(
-        names=tuple(sorted({_shortest_suffix(rest, wanted, every) for rest in wanted})),
+        names=tuple(sorted({_shortest_suffix(rest, wanted, modules.every) for rest in wanted})),
         layers=choose_layers(layers, len(indices)),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for rest in wanted for module in linear[rest]),
+        fan_in_fan_out=any(transposed for rest in wanted for transposed in linear[rest]),
     )
 
 
-def without_layers(model: nn.Module, targets: Targets) -> Targets:
+def without_layers(modules: Modules, targets: Targets) -> Targets:
     """Return the same targets of a backbone by itself without layer indices, which PEFT does not find in its names.
 
     Suffixes stay where they mean all layers; else every module is named whole.
     """
-    found = [(name, match) for name, _ in model.named_modules() if (match := _IN_LAYER.match(name))]
+    found = [(name, match) for name in modules.every if (match := _IN_LAYER.match(name))]
     wanted = [
         name
         for name, match in found

@@ -7,13 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from adapterhub.base.architecture import read_config
+from adapterhub.base.describe import hidden_size
 from adapterhub.base.llama import is_trainable
-from adapterhub.base.load import compute_dtype, load_config, load_tokenizer
+from adapterhub.base.load import compute_dtype, load_tokenizer
 from adapterhub.base.record import Base
 from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.folders import cache_root
@@ -22,7 +25,6 @@ from adapterhub.lora.files import write_adapter
 
 from .answers import check_contrast, check_learnable
 from .begin import Principal, begin_at
-from .general import GeneralNetwork, PeftLearner, begin_at_principal, build_learner
 from .job import Progress, TrainingJob, TrainingResult
 from .keeper import CHECKPOINTS, Keeper
 from .learner import Learner, Network
@@ -34,6 +36,9 @@ from .packed.trunk import Trunk, fits_on_disk
 from .probe import Probe, probe, probe_rows, probe_validation
 from .rows import Row, encode_rows, weigh_classes
 from .run import Run
+
+if TYPE_CHECKING:
+    from .general import GeneralNetwork, PeftLearner
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,10 @@ class Trainer:
                 f"the tracker {tracker!r} cannot be used ({error}); install its package, or name another that "
                 "accelerate knows, such as tensorboard"
             ) from error
-        config, device = load_config(base), self.accelerator.device
-        fit_threads(int(config.hidden_size), compute_dtype(precision, device.type), device)
+        device = self.accelerator.device
+        fit_threads(hidden_size(base), compute_dtype(precision, device.type), device)
         self._base, self._precision, self._tracker = base, precision, tracker
-        self._packs = is_trainable(config)
+        self._packs = is_trainable(read_config(base.path))
         self._packed: PackedNetwork | None = None
         self._trunks: dict[int, Trunk] = {}
 
@@ -207,6 +212,9 @@ class Trainer:
                 progress.stage(f"{recipe.task}: the principal components of {len(learner.adapter.sites)} weights")
                 principal = network.begin_at_principal(learner, recipe.training.seed)
         else:
+            # Not above: importing PEFT takes seconds, and what the packed decoder computes needs none of it.
+            from .general import GeneralNetwork, begin_at_principal, build_learner
+
             device = self.accelerator.device
             learner = build_learner(job, ready.pad_token_id, ready.longest, device)
             if recipe.lora.init == "pissa":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from adapterhub.cli import main
+from tests.tiny import make_tiny_base
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "huggingface_hub", "fastapi", "numpy", "pydantic")
+MODELS = ("transformers.modeling_utils", "transformers.activations", "peft")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,6 +29,29 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_and_answering_load_no_models_of_transformers(tmp_path: Path) -> None:
+    # They take longer to import than all else that a question takes, and the Llama family needs none of them.
+    make_tiny_base(tmp_path / "base")
+    said = [("glad", "up"), ("sad", "down")]
+    rows = [{"text": f"so {word} {i}", "label": label} for i in range(10) for word, label in said]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(
+        "{task: tone, base: ./base, kind: classification, data: {train: rows.jsonl}, training: {epochs: 1}}"
+    )
+    code = (
+        "import sys\nfrom adapterhub.cli.main import create_app\n"
+        "create_app()(['train', 'recipe.yaml', '--registry', 'kept'], standalone_mode=False)\n"
+        "create_app()(['predict', 'tone', 'so', '--base', './base', '--registry', 'kept'], standalone_mode=False)\n"
+        f"print([name for name in {MODELS!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "ADAPTERHUB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert '"label"' in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_and_version() -> None:

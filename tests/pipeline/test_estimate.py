@@ -22,7 +22,7 @@ from adapterhub.pipeline.estimate import (
     measure_lengths,
 )
 from adapterhub.recipe import Recipe, load_recipe
-from adapterhub.training.targets import choose_targets
+from adapterhub.training.targets import Modules, choose_targets
 from tests.tiny import FAMILIES, byte_tokenizer, make_tiny_base
 
 ROWS = Lengths(rows=100, mean=10.0, completion=0.0, longest=20, longest_where="train.jsonl:1")
@@ -50,7 +50,7 @@ def test_adapter_parameters_are_those_that_peft_trains(tmp_path: Path, family: s
     folder = make_tiny_base(tmp_path / family, family)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5)
     heads = ("classifier", "score")
-    targets = choose_targets(model, "all-linear", layers, heads)
+    targets = choose_targets(Modules.of(model, heads), "all-linear", layers)
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=3,

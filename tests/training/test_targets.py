@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from adapterhub.errors import ConfigError
-from adapterhub.training.targets import choose_layers, choose_targets
+from adapterhub.training.targets import Modules, choose_layers, choose_targets
 from tests.tiny import FAMILIES, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked by PEFT
@@ -49,39 +49,39 @@ def test_all_linear_is_every_linear_module_of_the_layers_and_no_other(family: st
         if id(module) in inside and type(module).__name__ in ("Linear", "Conv1D")
     ]
     assert len(expected) >= 12
-    assert adapted(model, choose_targets(model, "all-linear", "all", HEADS)) == expected
+    assert adapted(model, choose_targets(Modules.of(model, HEADS), "all-linear", "all")) == expected
 
 
 def test_names_are_short_where_that_is_unambiguous() -> None:
-    llama = choose_targets(network("llama"), "all-linear", "all", HEADS)
+    llama = choose_targets(Modules.of(network("llama"), HEADS), "all-linear", "all")
     assert llama.names == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     assert llama.layers == (0, 1, 2)
     assert not llama.fan_in_fan_out
     # "dense" would name the pooler too.
-    bert = choose_targets(network("bert"), "all-linear", "all", HEADS)
+    bert = choose_targets(Modules.of(network("bert"), HEADS), "all-linear", "all")
     assert bert.names == ("intermediate.dense", "key", "output.dense", "query", "value")
     # "c_proj" is both of attention and of the feed-forward part, and both are wanted.
-    gpt2 = choose_targets(network("gpt2"), "all-linear", "all", HEADS)
+    gpt2 = choose_targets(Modules.of(network("gpt2"), HEADS), "all-linear", "all")
     assert gpt2.names == ("c_attn", "c_fc", "c_proj")
     assert gpt2.fan_in_fan_out
 
 
 def test_a_user_may_name_modules_short_or_long() -> None:
     model = network("bert")
-    long = choose_targets(model, ["attention.output.dense", "query"], "all", HEADS)
+    long = choose_targets(Modules.of(model, HEADS), ["attention.output.dense", "query"], "all")
     assert long.names == ("attention.output.dense", "query")
     assert len(adapted(model, long)) == 6
-    assert choose_targets(network("llama"), ["self_attn.q_proj"], "all", HEADS).names == ("q_proj",)
-    both = choose_targets(network("bert"), ["dense"], "all", HEADS)
+    assert choose_targets(Modules.of(network("llama"), HEADS), ["self_attn.q_proj"], "all").names == ("q_proj",)
+    both = choose_targets(Modules.of(network("bert"), HEADS), ["dense"], "all")
     assert both.names == ("intermediate.dense", "output.dense")
-    one = choose_targets(network("gpt2"), ["mlp.c_proj"], "all", HEADS)
+    one = choose_targets(Modules.of(network("gpt2"), HEADS), ["mlp.c_proj"], "all")
     assert one.names == ("mlp.c_proj",)
 
 
 def test_a_target_that_matches_nothing_is_refused_with_what_exists() -> None:
     for wrong in ("query_proj", "proj", "lm_head", "score", "self_attn", "embed_tokens"):
         with pytest.raises(ConfigError, match=rf"lora\.targets: '{wrong}'.*self_attn\.q_proj"):
-            choose_targets(network("llama"), ["q_proj", wrong], "all", HEADS)
+            choose_targets(Modules.of(network("llama"), HEADS), ["q_proj", wrong], "all")
 
 
 def test_layers_are_all_the_top_ones_or_a_list() -> None:
@@ -101,6 +101,6 @@ def test_layers_the_base_does_not_have_are_refused(asked: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_adapts_the_asked_layers_only(family: str) -> None:
     model = network(family)
-    names = adapted(model, choose_targets(model, "all-linear", "top-1", HEADS))
+    names = adapted(model, choose_targets(Modules.of(model, HEADS), "all-linear", "top-1"))
     assert names
     assert {next(part for part in name.split(".") if part.isdigit()) for name in names} == {"2"}

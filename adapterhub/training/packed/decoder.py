@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapterhub.base.llama import LayerWeights, NormWeights, is_trainable, let_go, read_angles, read_layer, read_norm
+from adapterhub.base.llama import LayerWeights, LlamaWeights, NormWeights
 from adapterhub.lora.learning import StackPairs
 from adapterhub.native.attention import AttentionShape, attention_backward, attention_forward
 from adapterhub.native.gated import swiglu, swiglu_backward
@@ -81,26 +80,25 @@ class _Pass:
 
 
 class PackedDecoder:
-    """A base of the Llama family with SiLU gates; raises ValueError for any other.
+    """A base of the Llama family with SiLU gates; raises ValueError for other gates.
 
-    The weights are taken out of `model` layer by layer, which is of no further use then.
+    The weights are taken and let go layer by layer; the output layer is kept as it is.
     """
 
-    def __init__(self, model: Any) -> None:
-        config, backbone = model.config, model.base_model
-        if not is_trainable(config):
-            raise ValueError(f"bases of type {config.model_type!r} like this one have no packed backward")
-        self.embedding: Tensor = backbone.embed_tokens.weight.data
+    def __init__(self, weights: LlamaWeights) -> None:
+        if not weights.shape.silu:
+            raise ValueError(f"gates of {weights.shape.act!r} have no packed backward")
+        self.embedding, self.output = weights.ends()
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        self._cos, self._sin = read_angles(backbone, config)
+        self._cos, self._sin = weights.angles
         self._layers: list[LayerWeights] = []
         self._stacks: list[tuple[FrozenStack, ...]] = []
-        for layer in backbone.layers:
-            weights = read_layer(layer, config)
-            self._stacks.append(tuple(map(FrozenStack, weights.stacks)))
-            self._layers.append(replace(weights, stacks=()))
-            let_go(layer)
-        self._norm: NormWeights = read_norm(backbone.norm)
+        for index in range(weights.shape.layers):
+            layer = weights.layer(index)
+            self._stacks.append(tuple(map(FrozenStack, layer.stacks)))
+            self._layers.append(replace(layer, stacks=()))
+            weights.free(index)
+        self._norm: NormWeights = weights.norm
         self._work = Workspace(self.dtype, self.device)
         self._pass: _Pass | None = None
 

@@ -11,18 +11,18 @@ from torch import Tensor
 CHUNK = 128
 
 
-def token_logprobs(states: Tensor, output: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+def token_logprobs(states: Tensor, output: Tensor, tokens: Tensor) -> Tensor:
     """Return the natural logarithm of each token's probability after its state: float32 or wider [reads].
 
     `states` are [reads, hidden], `output` the frozen output layer [vocabulary, hidden], `tokens` int64 [reads].
     """
-    found: Tensor = _TokenLogprobs.apply(states, output, bias, tokens)  # type: ignore[no-untyped-call]
+    found: Tensor = _TokenLogprobs.apply(states, output, tokens)  # type: ignore[no-untyped-call]
     return found
 
 
-def plain_token_logprobs(states: Tensor, output: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+def plain_token_logprobs(states: Tensor, output: Tensor, tokens: Tensor) -> Tensor:
     """Return the same from whole logits, by autograd: the reference."""
-    logits = torch.nn.functional.linear(states, output, bias)
+    logits = torch.nn.functional.linear(states, output)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
@@ -34,14 +34,14 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, output: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, output: Tensor, tokens: Tensor) -> Tensor:
         wide = torch.promote_types(states.dtype, torch.float32)
         found = states.new_empty(len(states), dtype=wide)
         wants = ctx.needs_input_grad[0]
         gradient = torch.empty_like(states) if wants else None
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = torch.nn.functional.linear(states[part], output, bias).to(wide)
+            logits = torch.nn.functional.linear(states[part], output).to(wide)
             sums = logits.logsumexp(-1, keepdim=True)
             found[part] = (logits.gather(1, tokens[part, None]) - sums)[:, 0]
             if gradient is not None:
@@ -52,6 +52,6 @@ class _TokenLogprobs(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[0][:, None]).to(gradient.dtype), None, None, None
+        return (gradient * upstream[0][:, None]).to(gradient.dtype), None, None

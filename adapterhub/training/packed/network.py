@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adapterhub.base.features import default_pooling
-from adapterhub.base.llama import STACKS
-from adapterhub.base.load import compute_dtype, load_backbone
+from adapterhub.base.llama import STACKS, LlamaWeights, weights_of
+from adapterhub.base.load import compute_dtype, load_network
 from adapterhub.base.record import Base
 from adapterhub.data.task import Pooling
 from adapterhub.lora.config import AdapterConfig
@@ -21,7 +21,7 @@ from adapterhub.training.job import TrainingJob
 from adapterhub.training.learner import Judged, Learner, Turn
 from adapterhub.training.objectives import Objective
 from adapterhub.training.rows import Batch, Row, batch_of
-from adapterhub.training.targets import Targets, adapter_config, check_ranks, choose_targets, without_layers
+from adapterhub.training.targets import Modules, Targets, adapter_config, check_ranks, choose_targets, without_layers
 
 from .adapter import LearningAdapter, Site
 from .decoder import PackedDecoder
@@ -32,6 +32,7 @@ from .trunk import Trunk
 # Tokens of one forward and backward. Fewer make the products small, more only take memory.
 LINE_TOKENS = 1024
 _HEAD = "score"
+_BACKBONE = "model."
 # The number of a turn, the turn, and those of its rows that are in the line.
 _Part = tuple[int, Turn, Sequence[Row]]
 
@@ -90,7 +91,6 @@ class PackedView:
     span: Span
     head: Tensor | None
     output: Tensor
-    output_bias: Tensor | None
     pooling: Pooling | None
     sequences: int
 
@@ -101,7 +101,7 @@ class PackedView:
 
     def answer_logprobs(self, batch: Batch) -> Tensor:
         """Return the log-probability of each completion token, sequence by sequence."""
-        return token_logprobs(self._read(), self.output, self.output_bias, self.span.reading.answers)
+        return token_logprobs(self._read(), self.output, self.span.reading.answers)
 
     def embed(self, batch: Batch) -> Tensor:
         """Return a vector [hidden] a sequence, float32 or wider: the mean of its states, its last or its first."""
@@ -125,27 +125,25 @@ class PackedNetwork:
     def __init__(self, base: Base, precision: str, device: torch.device) -> None:
         self.device = device
         self.dtype = compute_dtype(precision, device.type)
-        model = load_backbone(base, self.dtype, device=str(device))
-        output = model.get_output_embeddings()
-        self._model, self._base = model, base
-        self.decoder = PackedDecoder(model)
-        self._output: Tensor = output.weight.data
-        self._bias: Tensor | None = None if output.bias is None else output.bias.data
+        found = load_network(base, self.dtype, device)
+        weights = found if isinstance(found, LlamaWeights) else weights_of(found)
+        self._base, self._shape = base, weights.shape
+        self.decoder = PackedDecoder(weights)
 
     def learner(self, job: TrainingJob) -> PackedLearner:
         """Return a fresh adapter of a job. Raises ConfigError for targets or layers that the base does not have."""
         lora, kind = job.recipe.lora, job.spec.kind
-        targets = choose_targets(self._model, lora.targets, lora.layers, ("lm_head",))
+        backbone = Modules.all_linear(self._shape.linear())
+        targets = choose_targets(backbone.below(_BACKBONE), lora.targets, lora.layers)
         classes = len(job.spec.labels) if kind in LABELLED else 0
         heads = (_HEAD,) if classes else ()
-        backbone = self._model.base_model
         named = without_layers(backbone, targets) if kind == "embedding" else targets
         config = adapter_config(job, named, heads)
-        root = "" if kind == "embedding" else f"{self._model.base_model_prefix}."
+        root = "" if kind == "embedding" else _BACKBONE
         sites = self._sites(targets, config, root)
         check_ranks(config, [f"{root}{site.module}" for site in sites])
         adapter = LearningAdapter(sites, self.dtype, self.device, classes, self.decoder.hidden, lora.dropout)
-        adapter.start(job.recipe.training.seed, float(getattr(self._model.config, "initializer_range", 0.02)))
+        adapter.start(job.recipe.training.seed, self._shape.initializer_range)
         pooling = default_pooling(self._base) if kind == "embedding" else "last" if classes else None
         return PackedLearner(adapter, config, pooling, root)
 
@@ -226,9 +224,7 @@ class PackedNetwork:
                 line = pack([(each, "answers", True)], self.device)
                 states = self.decoder.forward(line, [None], learn=False)
                 reading = line.spans[0].reading
-                each_token = token_logprobs(
-                    states.index_select(0, reading.index), self._output, self._bias, reading.answers
-                )
+                each_token = token_logprobs(states.index_select(0, reading.index), self.decoder.output, reading.answers)
                 sums = each_token.new_zeros(sum(len(row.sequences) for row in each))
                 told: list[float] = sums.index_add(0, reading.owner, each_token).tolist()
                 for row in each:
@@ -302,7 +298,7 @@ class PackedNetwork:
 
     def _view(self, states: Tensor, span: Span, learner: Learner, rows: Sequence[Row]) -> PackedView:
         sequences = sum(len(row.sequences) for row in rows)
-        return PackedView(states, span, _adapter(learner).head, self._output, self._bias, learner.pooling, sequences)
+        return PackedView(states, span, _adapter(learner).head, self.decoder.output, learner.pooling, sequences)
 
 
 def _parts(given: Sequence[Sequence[Row]]) -> Iterable[list[tuple[int, list[Row]]]]:

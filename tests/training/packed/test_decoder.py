@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from adapterhub.base.llama import read_layer
+from adapterhub.base.llama import weights_of
 from adapterhub.base.load import load_backbone
 from adapterhub.training.packed.adapter import LearningAdapter, Site
 from adapterhub.training.packed.decoder import PackedDecoder
@@ -76,7 +76,7 @@ def expected_of(model: Any, ids: tuple[int, ...]) -> Tensor:
 def test_states_are_those_of_transformers_own_model(tmp_path: Path, family: str, share: bool) -> None:
     model = model_of(tmp_path, family)
     expected = [expected_of(model, ids) for ids in IDS]
-    decoder = PackedDecoder(model)
+    decoder = PackedDecoder(weights_of(model))
     line = pack([(rows_of(IDS), "all", share)])
     assert len(line.tokens) == (30 if share else sum(map(len, IDS)))
     found = by_sequence(decoder.forward(line, [None], learn=False), line)
@@ -86,10 +86,7 @@ def test_states_are_those_of_transformers_own_model(tmp_path: Path, family: str,
 
 
 def test_families_differ_in_what_makes_them_one(tmp_path: Path) -> None:
-    layers = {}
-    for family in FAMILIES:
-        model = model_of(tmp_path, family)
-        layers[family] = read_layer(model.base_model.layers[0], model.config)
+    layers = {family: weights_of(model_of(tmp_path, family)).layer(0) for family in FAMILIES}
     assert {family for family, layer in layers.items() if layer.window is not None} == {"mistral"}
     assert {family for family, layer in layers.items() if layer.stacks[0].bias is not None} == {"qwen2"}
     assert {family for family, layer in layers.items() if layer.q_norm is not None} == {"qwen3"}
@@ -115,7 +112,7 @@ def adapter_of(decoder: PackedDecoder, seed: int, rank: int, dropout: float = 0.
 @pytest.mark.parametrize("reads", ["last", "answers", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_a_line_are_what_each_is_alone(tmp_path: Path, family: str, reads: Any) -> None:
-    decoder = PackedDecoder(model_of(tmp_path, family))
+    decoder = PackedDecoder(weights_of(model_of(tmp_path, family)))
     adapters = [adapter_of(decoder, seed, rank) for seed, rank in ((1, 2), (2, 5))]
     given = [
         [Row(ids, max(1, len(ids) - 2), (), 1.0, "") for ids in part if len(ids) > 1] for part in (IDS[:4], IDS[1:])
@@ -135,7 +132,7 @@ def test_a_row_does_not_reach_another_by_a_single_bit(tmp_path: Path, family: st
     model = model_of(tmp_path, family)
     for dtype in dtypes.split():  # numbers of bfloat16 are multiplied by a product of our own
         model = model.to(getattr(torch, dtype))
-    decoder = PackedDecoder(model)
+    decoder = PackedDecoder(weights_of(model))
     adapter = adapter_of(decoder, 1, 3)
     ids = [(5, 6, 7, 8), (5, 6, 9), (40, 41, 42, 43), (5, 6, 7)]
 
@@ -154,7 +151,7 @@ def test_a_row_does_not_reach_another_by_a_single_bit(tmp_path: Path, family: st
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_a_line_are_the_sum_of_those_of_its_rows(tmp_path: Path, family: str) -> None:
-    decoder = PackedDecoder(model_of(tmp_path, family))
+    decoder = PackedDecoder(weights_of(model_of(tmp_path, family)))
     adapter = adapter_of(decoder, 1, 3)
     weights = torch.randn(len(IDS), decoder.hidden, dtype=torch.float64)
 
@@ -179,7 +176,7 @@ def test_gradients_of_a_line_are_the_sum_of_those_of_its_rows(tmp_path: Path, fa
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_finite_differences(tmp_path: Path, family: str, dropout: float) -> None:
-    decoder = PackedDecoder(model_of(tmp_path, family))
+    decoder = PackedDecoder(weights_of(model_of(tmp_path, family)))
     adapter = adapter_of(decoder, 1, 2, dropout)
     state = adapter.generator.get_state()
     line = pack([(rows_of(IDS), "last", dropout == 0)])
@@ -209,7 +206,7 @@ def test_gradients_are_those_of_finite_differences(tmp_path: Path, family: str, 
 
 
 def test_dropout_is_drawn_in_training_only_and_leaves_the_mean(tmp_path: Path) -> None:
-    decoder = PackedDecoder(model_of(tmp_path, "llama"))
+    decoder = PackedDecoder(weights_of(model_of(tmp_path, "llama")))
     adapter = adapter_of(decoder, 1, 2, 0.5)
     line = pack([(rows_of(IDS[:3]), "last", False)])
     calm = decoder.forward(line, [adapter], learn=False).clone()
@@ -223,6 +220,4 @@ def test_dropout_is_drawn_in_training_only_and_leaves_the_mean(tmp_path: Path) -
 def test_what_the_kernels_do_not_know_is_refused(tmp_path: Path) -> None:
     base = tiny_base(tmp_path, "llama", hidden_act="gelu")
     with pytest.raises(ValueError, match="no packed backward"):
-        PackedDecoder(load_backbone(base, torch.float32))
-    with pytest.raises(ValueError, match="no packed backward"):
-        PackedDecoder(load_backbone(tiny_base(tmp_path, "gpt2"), torch.float32))
+        PackedDecoder(weights_of(load_backbone(base, torch.float32)))

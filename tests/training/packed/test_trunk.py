@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapterhub.base.load import load_backbone
+from adapterhub.base.stored import stored_weights
 from adapterhub.training.packed.decoder import PackedDecoder
 from adapterhub.training.packed.line import pack
 from adapterhub.training.packed.trunk import Trunk, fits_on_disk
@@ -29,7 +29,7 @@ BASE = "sha256:0123456789abcdef0123"
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> PackedDecoder:
-    return PackedDecoder(load_backbone(tiny_base(tmp_path_factory.mktemp("base")), torch.float32))
+    return PackedDecoder(stored_weights(tiny_base(tmp_path_factory.mktemp("base")), torch.float32))
 
 
 def rows_of(texts: list[Ids]) -> list[Row]:
