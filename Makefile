@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .demo/venv
-PIP := -m pip --disable-pip-version-check --quiet
+# Python compiles a module when it first imports it; compiling all of torch's and transformers' takes most of an install.
+PIP := -m pip --disable-pip-version-check --quiet install --no-compile
 # Tests run in so many processes of one thread each: threads that wait for a core taken by others take many times as long.
 TEST_PROCESSES ?= 2
 # Named first and alone: other packages would pull in a build for GPUs, gigabytes larger.
@@ -16,9 +17,9 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install --upgrade pip
-	$(BIN)/python $(PIP) install $(TORCH)
-	$(BIN)/python $(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(PIP) --upgrade pip
+	$(BIN)/python $(PIP) $(TORCH)
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 check: $(STAMP)  ## format, lint, types, floors
@@ -37,9 +38,9 @@ demo: $(DEMO)/.installed  ## two tasks trained, served and asked in one batch, i
 $(DEMO)/.installed: pyproject.toml constraints.txt $(shell find adapterhub -name '*.pyc' -o -type f -print)
 	rm -rf .demo
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python $(PIP) install --upgrade pip
-	$(DEMO)/bin/python $(PIP) install $(TORCH)
-	$(DEMO)/bin/python $(PIP) install --constraint constraints.txt .
+	$(DEMO)/bin/python $(PIP) --upgrade pip
+	$(DEMO)/bin/python $(PIP) $(TORCH)
+	$(DEMO)/bin/python $(PIP) --constraint constraints.txt .
 	touch $@
 
 bench: $(STAMP)  ## the figures of benchmarks/RESULTS.md, hours on two cores
