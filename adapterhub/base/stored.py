@@ -31,8 +31,9 @@ def stored_weights(base: Base, dtype: torch.dtype, device: str | torch.device = 
     BaseError where a file is no safetensors file or is cut short.
     """
     shape = read_shape(read_config(base.path))
-    if shape.rope.get("rope_type") != "default" or not shape.rope.keys() <= _ROPE:
-        raise ValueError(f"rotary embeddings of type {shape.rope.get('rope_type')!r} are scaled by transformers")
+    plain = shape.rope["rope_type"] == "default" and shape.rope.keys() == _ROPE
+    if not plain or not isinstance(shape.rope["rope_theta"], int | float):
+        raise ValueError(f"rotary embeddings of type {shape.rope['rope_type']!r} are scaled by transformers")
     if not shape.silu:
         raise ValueError(f"gates of {shape.act!r} are transformers'")
     tensors = {tensor.name: tensor for tensor in stored_tensors(base.path) if not tensor.name.endswith(_COMPUTED)}

@@ -26,3 +26,9 @@ def pack_panels(weight: Tensor, high: int) -> Tensor | None:
         full = F.pad(narrow, (0, columns % 2, 0, -len(chunk) % high)).view(-1, high, panels.shape[1], 2)
         panels[start // high : start // high + len(full)] = full.transpose(1, 2)
     return panels
+
+
+def unpack_panels(panels: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the float32 weight [rows, columns] that `pack_panels` made panels of."""
+    groups, pairs, high, _ = panels.shape
+    return panels.transpose(1, 2).reshape(groups * high, 2 * pairs)[:rows, :columns].float()

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from adapterhub.errors import TrainingError
 from adapterhub.recipe import Training
 
+from .adamw import AdamW, Group
 from .job import Evaluation, StepReport
 from .learner import Judged, Learner
 from .objectives import Objective
@@ -136,8 +136,8 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         check_finite(float(norm), "the gradient", self.step + 1)
         rate = self.learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["ratio"]
+        for group in self._optimizer.groups:
+            group.lr = rate * group.ratio
         self._optimizer.step()
         self.learner.clear()
         self.learner.refresh()
@@ -265,7 +265,7 @@ class Run:
             )
 
 
-def make_optimizer(parameters: Mapping[str, Tensor], settings: Training) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Mapping[str, Tensor], settings: Training) -> AdamW:
     """Return AdamW over `parameters`; weight decay is for matrices, not for biases.
 
     With `lora_plus` the B matrices learn at that many times the rate (LoRA+, Hayou et al. 2024).
@@ -275,11 +275,7 @@ def make_optimizer(parameters: Mapping[str, Tensor], settings: Training) -> torc
         decay = 0.0 if name.endswith("bias") else settings.weight_decay
         ratio = settings.lora_plus if name == "b" or "lora_B" in name else 1.0
         groups.setdefault((decay, ratio), []).append(parameter)
-    return AdamW(
-        [{"params": each, "weight_decay": decay, "ratio": ratio} for (decay, ratio), each in groups.items()],
-        lr=settings.learning_rate,
-        fused=True,
-    )
+    return AdamW([Group(each, decay, ratio, settings.learning_rate) for (decay, ratio), each in groups.items()])
 
 
 def check_finite(value: float, what: str, step: int) -> None:

@@ -14,7 +14,7 @@ from adapterhub.cli import main
 from tests.tiny import make_tiny_base
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "huggingface_hub", "fastapi", "numpy", "pydantic")
-MODELS = ("transformers.modeling_utils", "transformers.activations", "peft")
+MODELS = ("transformers.modeling_utils", "transformers.activations", "torch._dynamo", "peft")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,6 +30,7 @@ def test_any_shape(rows: int, depth: int, columns: int) -> None:
     torch.testing.assert_close(packed(x).double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     # Rows that lie otherwise, and rows among others, give the same.
     assert torch.equal(packed(x.T.contiguous().T), packed(x))
+    assert torch.equal(packed.weight, weight)
 
 
 @here
@@ -38,6 +39,7 @@ def test_a_large_matrix_is_packed_in_pieces() -> None:
     packed = pack_product(weight)
     assert packed is not None
     torch.testing.assert_close(packed(torch.eye(6)), weight.T)
+    assert torch.equal(packed.weight, weight)
 
 
 @here

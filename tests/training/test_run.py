@@ -199,7 +199,7 @@ def test_b_matrices_learn_at_their_own_rate() -> None:
     assert float(run.learner.parameters()["b"].detach().abs().max()) == pytest.approx(0.08, rel=1e-3)
     names = {"base_model.x.lora_A.default.weight": 1.0, "base_model.x.lora_B.default.weight": 8.0, "head.bias": 1.0}
     optimizer = make_optimizer({name: torch.zeros(2, requires_grad=True) for name in names}, run.settings)
-    assert sorted(group["ratio"] for group in optimizer.param_groups) == [1.0, 8.0]
+    assert sorted(group.ratio for group in optimizer.groups) == [1.0, 8.0]
 
 
 def test_gradients_are_clipped_and_the_report_tells_what_they_were() -> None:

@@ -244,9 +244,9 @@ def test_weight_decay_spares_biases(tmp_path: Path) -> None:
     base = tiny_base(tmp_path, "bert")
     job = make_job(base, toy_rows(4), training={"weight_decay": 0.1})
     learner = build_learner(job, 0, 16, torch.device("cpu"))
-    groups = make_optimizer(learner.parameters(), job.recipe.training).param_groups
-    decayed = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
-    spared = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    groups = make_optimizer(learner.parameters(), job.recipe.training).groups
+    decayed = {id(p) for group in groups if group.weight_decay == 0.1 for p in group.params}
+    spared = {id(p) for group in groups if group.weight_decay == 0.0 for p in group.params}
     names = {name: id(p) for name, p in learner.parameters().items()}
     assert {name for name, key in names.items() if key in spared} == {
         "base_model.model.classifier.modules_to_save.default.bias"

@@ -44,11 +44,11 @@ class FrozenStack:
 
     @property
     def weight(self) -> Tensor:
-        """W [sum of outs, in]; where it is packed, as the product with the identity gives it back."""
+        """W [sum of outs, in], made anew where it is packed."""
         if self._weight is not None:
             return self._weight
         assert self._packed is not None
-        return self._packed(torch.eye(self.in_features)).T
+        return self._packed.weight
 
     def weight_of(self, index: int) -> Tensor:
         """Return the weight [out, in] of one layer of the stack."""
