@@ -103,6 +103,11 @@ def canonical_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value is not None and value is not False}
 
 
+def is_alias(name: str) -> bool:
+    """Say whether a key is another family's name of what the Llama family calls otherwise."""
+    return name != "rms_norm_eps" and (name in _ALIASES or name == "norm_eps")
+
+
 def spelled_alike(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `config` under the usual key names, with the family's defaults where it says nothing."""
     found = dict(_DEFAULTS.get(str(config.get("model_type")), {}))

@@ -81,7 +81,7 @@ def classifier_pooling(model_type: str, *, is_decoder: bool = False) -> Pooling:
 def hidden_size(base: Base) -> int:
     """Return the width of the base's hidden states, from its configuration alone. Raises BaseError."""
     config = read_config(base.path)
-    width = _text_part(config).get("hidden_size")
+    width = _text_part(config).get("hidden_size", config.get("emb_dim"))  # as XLM and FlauBERT call it
     if not isinstance(width, int) or width < 1:
         raise BaseError(f"{base.path / 'config.json'} says no hidden_size, so the base cannot be loaded; add it")
     return width

@@ -7,13 +7,13 @@ Layers that read the same input lie in one stack: q, k and v; o; gate and up; do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import rope_parameters, spelled_alike
+from .architecture import is_alias, rope_parameters, spelled_alike
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 # Rotary embeddings whose angles depend on a token's position alone; others change with the length of the text.
@@ -25,6 +25,8 @@ STACKS = (
     ("mlp.down_proj",),
 )
 _SILU = frozenset({"silu", "swish"})
+# Heads of keys and values where a config does not say how many; Llama has as many as of queries.
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 EMBEDDING, NORM, OUTPUT = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _BEFORE, _BETWEEN = "input_layernorm.weight", "post_attention_layernorm.weight"
 _Q_NORM, _K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
@@ -132,26 +134,28 @@ class LlamaShape:
 
 def read_shape(config: Mapping[str, Any]) -> LlamaShape:
     """Return what the entries of config.json say. Raises ValueError for what the lean forwards do not compute."""
-    said = spelled_alike(config)
-    family = said.get("model_type")
+    family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"bases of type {family!r} are not of the Llama family")
-    rope = {"rope_type": "default", **rope_parameters(said)}
-    if rope["rope_type"] not in _STATIC_ROPE:
-        raise ValueError(f"rotary embeddings of type {rope['rope_type']!r} change with the length of the text")
-    if family == "llama":
-        said.setdefault("num_key_value_heads", said.get("num_attention_heads"))
+    # Other families' names of the same thing mean nothing in these.
+    said = spelled_alike({name: value for name, value in config.items() if not is_alias(name)})
+    if said.get("is_causal") is False:
+        raise ValueError("its tokens see those behind them")
     try:
+        rope = {"rope_type": "default", **rope_parameters(said)}
+        if rope["rope_type"] not in _STATIC_ROPE:
+            raise ValueError(f"rotary embeddings of type {rope['rope_type']!r} change with the length of the text")
         hidden, heads = int(said["hidden_size"]), int(said["num_attention_heads"])
         layers = int(said["num_hidden_layers"])
-        return LlamaShape(
+        kv_heads = config.get("num_key_value_heads", heads if family == "llama" else _KV_HEADS[family])
+        shape = LlamaShape(
             family=family,
             layers=layers,
             hidden=hidden,
             intermediate=int(said["intermediate_size"]),
             heads=heads,
-            kv_heads=int(said["num_key_value_heads"]),
-            dim=int(said.get("head_dim") or hidden // heads),
+            kv_heads=heads if kv_heads is None else int(kv_heads),
+            dim=hidden // heads if said.get("head_dim") is None else int(said["head_dim"]),
             vocabulary=int(said["vocab_size"]),
             positions=int(said["max_position_embeddings"]),
             eps=float(said["norm_eps"]),
@@ -162,8 +166,13 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
             biased=_biased(said),
             initializer_range=float(said.get("initializer_range", 0.02)),
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(f"its config does not say {error}") from error
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"its config says what cannot be: {error}") from error
+    if min(hidden, heads, layers, shape.kv_heads, shape.dim, shape.vocabulary, shape.positions) < 1:
+        raise ValueError("its config says of something that there is none")
+    return shape
 
 
 def is_trainable(config: Mapping[str, Any]) -> bool:
@@ -194,11 +203,13 @@ def _windows(said: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
         return (None if size is None else int(size),) * layers
     if said["model_type"] == "llama" or not said.get("use_sliding_window"):
         return (None,) * layers
-    size = said.get("sliding_window")
+    size = said["sliding_window"]
     kinds = said.get("layer_types")
     if kinds is None:
         first = int(said["max_window_layers"])
         kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    if len(kinds) != layers:
+        raise ValueError(f"its config says how {len(kinds)} of {layers} layers attend")
     return tuple(None if size is None or kind != "sliding_attention" else int(size) for kind in kinds)
 
 
@@ -290,7 +301,10 @@ def weights_of(model: Any) -> LlamaWeights:
     """Return the weights of a transformers causal LM. Raises ValueError for what the lean forwards do not compute."""
     shape = read_shape({**model.config.to_dict(), "model_type": model.config.model_type})
     source = _ModelTensors(model)
-    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # transformers does not tie an output layer that was stored and is another.
+    shape = replace(shape, tied=parameters.get(OUTPUT) is parameters.get(EMBEDDING))
+    found = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if shape.tied:
         found.pop(OUTPUT, None)
     if found != shape.tensors():

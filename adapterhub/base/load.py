@@ -19,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from adapterhub.errors import BaseError, ConfigError
 
-from .architecture import read_config
 from .describe import Pooling, classifier_pooling
 from .llama import LlamaWeights
 from .record import Base
@@ -67,12 +66,14 @@ def end_tokens(base: Base) -> frozenset[int]:
     Raises BaseError where that is not JSON.
     """
     file = base.path / "generation_config.json"
+    if not file.is_file():
+        file = base.path / "config.json"
     try:
-        config = json.loads(file.read_text("utf-8")) if file.is_file() else read_config(base.path)
+        config = json.loads(file.read_text("utf-8"))
         named = config.get("eos_token_id")
         return frozenset(int(token) for token in (named if isinstance(named, list) else [named]) if token is not None)
     except (ValueError, TypeError, AttributeError) as error:
-        raise BaseError(f"{file} is no generation config: {error}; fetch the base again") from error
+        raise BaseError(f"{file} does not say what ends an answer: {error}; fetch the base again") from error
 
 
 def load_network(base: Base, dtype: torch.dtype, device: str | torch.device = "cpu") -> LlamaWeights | Any:

@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def base_of(folder: Path, case: str = "llama", **more: Any) -> Base:
     """A tiny base on the disk whose every weight says something, norms and biases included."""
     family, changes = CASES[case]
+    changes = {**changes, "rms_norm_eps": 1e-4}
     make_tiny_base(folder, "llama" if family == "qwen3" else family, **({} if family == "qwen3" else changes | more))
     if family == "qwen3":
         llama = tiny_config("llama", **changes).to_dict()
@@ -114,6 +115,10 @@ def test_they_are_the_models_own(tmp_path: Path, case: str, stored: torch.dtype,
     kinds = getattr(model.config, "layer_types", None) or ["sliding_attention"] * 3
     size = getattr(model.config, "sliding_window", None)
     assert found.shape.windows == tuple(size if kind == "sliding_attention" else None for kind in kinds)
+    layer = model.base_model.layers[0]
+    assert found.layer(0).scale == layer.self_attn.scaling
+    assert found.shape.dim == layer.self_attn.head_dim
+    assert found.shape.eps == layer.input_layernorm.variance_epsilon == model.base_model.norm.variance_epsilon == 1e-4
     assert found.shape.linear() == linear_shapes(model.base_model)
     assert found.shape.linear().keys() == Modules.of(model.base_model).linear.keys()
     assert hidden_size(base) == model.config.hidden_size
@@ -156,6 +161,16 @@ def test_an_older_config_is_read_alike(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "change with the length"),
         ({"intermediate_size": None}, "does not say 'intermediate_size'"),
         ({"head_dim": 16}, "other weights"),
+        ({"head_dim": 0}, "there is none"),
+        ({"num_attention_heads": 0, "head_dim": None}, "what cannot be"),
+        ({"is_causal": False}, "those behind"),
+        ({"is_causal": True}, "says is_causal"),
+        ({"transformers_weights": "other.safetensors"}, "says transformers_weights"),
+        ({"norm_eps": 0.5}, "says norm_eps"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "two things of rotary"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "what cannot be"),
+        ({"rope_parameters": None, "rope_theta": None}, "says nothing of rope_theta"),
+        ({"rms_norm_eps": None}, "says nothing of rms_norm_eps"),
         ({"attention_bias": True}, "other weights"),
         ({"tie_word_embeddings": False}, "other weights"),
     ],
@@ -165,6 +180,48 @@ def test_what_a_config_says_beyond_is_left_to_transformers(tmp_path: Path, chang
     change_config(base, lambda config: config.update(change))
     with pytest.raises(ValueError, match=reason):
         stored_weights(base, torch.float32)
+
+
+def test_an_output_layer_that_is_stored_counts_though_it_is_said_to_be_tied(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", "tied")
+    head = torch.randn(259, 32)
+    change_weights(base, lambda tensors: tensors.update({"lm_head.weight": head}))
+    with pytest.raises(ValueError, match="other weights"):
+        stored_weights(base, torch.float32)
+    model = load_backbone(base, torch.float32)
+    assert torch.equal(model.lm_head.weight, head)
+    table, output = weights_of(model).ends()
+    assert torch.equal(output, head)
+    assert not torch.equal(table, head)
+
+
+def test_the_names_of_other_families_mean_nothing(tmp_path: Path) -> None:
+    config = read_config(base_of(tmp_path / "base").path)
+    stray = {"norm_eps": 0.5, "layer_norm_eps": 0.5, "n_heads": 2, "activation": "gelu"}
+    assert read_shape({**config, **stray}) == read_shape(config)
+    with pytest.raises(ValueError, match="those behind"):
+        read_shape({**config, "is_causal": False})
+
+
+@pytest.mark.parametrize(("case", "heads"), [("llama", 4), ("mistral", 8), ("qwen2", 32), ("qwen3", 32)])
+def test_heads_of_keys_that_a_config_does_not_count(tmp_path: Path, case: str, heads: int) -> None:
+    base = base_of(tmp_path / "base", case)
+    config = read_config(base.path)
+    assert read_shape({**config, "num_key_value_heads": None}).kv_heads == 4
+    assert read_shape({name: v for name, v in config.items() if name != "num_key_value_heads"}).kv_heads == heads
+    kind = type(load_backbone(base, torch.float32).config)
+    if case != "mistral":  # transformers refuses it
+        assert kind(num_attention_heads=4, num_key_value_heads=None).num_key_value_heads == 4
+    assert kind().num_key_value_heads == (32 if case == "llama" else heads)
+
+
+def test_windows_are_said_or_left_to_transformers(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", "qwen2 with windows")
+    config = read_config(base.path)
+    with pytest.raises(ValueError, match="does not say 'sliding_window'"):
+        read_shape({name: value for name, value in config.items() if name != "sliding_window"})
+    with pytest.raises(ValueError, match="2 of 3 layers"):
+        read_shape({**config, "layer_types": config["layer_types"][:2]})
 
 
 def test_other_weights_are_left_to_transformers(tmp_path: Path) -> None:
@@ -211,5 +268,5 @@ def test_answers_end_where_transformers_ends_them(tmp_path: Path, said: Any) -> 
     named = expected if isinstance(expected, list) else [expected]
     assert end_tokens(base) == {token for token in named if token is not None}
     file.write_text("{")
-    with pytest.raises(BaseError, match="no generation config"):
+    with pytest.raises(BaseError, match="what ends an answer"):
         end_tokens(base)
