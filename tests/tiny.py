@@ -26,6 +26,15 @@ CHAT_TEMPLATE = (
 )
 FAMILIES = ("llama", "mistral", "qwen2", "gpt2", "bert")
 ENCODERS = ("bert", "roberta")
+# Rotary embeddings that are scaled by frequency, as Llama 3 has them.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -23,16 +23,8 @@ from adapterhub.base.stored import stored_weights
 from adapterhub.errors import BaseError
 from adapterhub.lora.linear import linear_shapes
 from adapterhub.training.targets import Modules
-from tests.tiny import FAMILIES, make_tiny_base, tiny_config
+from tests.tiny import FAMILIES, LLAMA3, make_tiny_base, tiny_config
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-    "rope_theta": 10000.0,
-}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "tied": ("llama", {"tie_word_embeddings": True}),

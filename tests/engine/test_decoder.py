@@ -17,19 +17,11 @@ from adapterhub.engine.request import Adapter
 from adapterhub.engine.runner import Runner
 from adapterhub.lora.slabs import LoraSlabs
 from adapterhub.lora.weights import LoraPair, LoraWeights
-from tests.tiny import tiny_config
+from tests.tiny import LLAMA3, tiny_config
 
 from .direct import Direct
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-    "rope_theta": 10000.0,
-}
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
