@@ -201,10 +201,19 @@ def answer_seconds(recipe: Recipe, registry: Path) -> float:
         return round((time.monotonic() - started) / len(texts), 4)
 
 
-def adapters(log: Log, task: str, train_rows: list[Example], votes: dict[str, Votes], test: Path, options: Any) -> None:
+def adapters(
+    log: Log,
+    task: str,
+    train_rows: list[Example],
+    labels: Sequence[str],
+    votes: Mapping[str, Votes],
+    test: Path,
+    options: Any,
+) -> None:
     """Train on the soft labels of each kind of voters, and on gold ones."""
     common = [f"lora.layers={options.layers}", f"data.test={test}", "data.validation=null"]
-    common.append(f"labels={json.dumps(next(iter(votes.values())).labels)}")
+    common.append(f"labels={json.dumps(labels)}")
+    passes = 3 * len(train_rows) // 32
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -220,8 +229,9 @@ def adapters(log: Log, task: str, train_rows: list[Example], votes: dict[str, Vo
                 if log.has(task=task, part=part, seed=seed):
                     continue
                 file = write(folder / "train.jsonl", rows)
-                # Few rows are passed over more often, so that no size is cut short.
-                steps = max(120, 3 * len(train_rows) // 32) if "gold" in part else 3 * len(train_rows) // 32
+                steps = passes
+                if "gold" in part:  # few rows are passed over more often, so that no size is cut short
+                    steps = max(options.gold_steps or passes, 3 * sum(1 for _ in file.open()) // 32)
                 more = [f"data.train={file}", f"training.seed={seed}", f"training.steps={steps}"]
                 train(log, task, part, seed, folder, load(task, [*common, *more]))
 
@@ -238,6 +248,9 @@ def main() -> None:
         "--surest", type=float, nargs="*", default=[], help="shares of those labels to learn from alone"
     )
     parser.add_argument("--gold", type=int, nargs="*", default=[50, 100, 200, 400, 800, 2000])
+    parser.add_argument(
+        "--gold-steps", type=int, default=0, help="least steps on gold labels; 0 is as many as on soft ones"
+    )
     parser.add_argument("--abstain", type=float, nargs="*", default=[], help="least chances of a prompt's vote to try")
     parser.add_argument("--layers", default="top-8")
     parser.add_argument("--no-adapters", action="store_true")
@@ -253,8 +266,10 @@ def main() -> None:
             for split, (source, count) in sources.items()
         }
         labels = sorted({str(row.label) for row in rows["train"]})
-        with AdapterHub(recipe.base_name, registry=tempfile.gettempdir()) as hub:
-            columns = vote(task, log, rows, hub, options.abstain)
+        columns: dict[str, dict[str, list[str | None]]] = {}
+        if options.soft or options.no_adapters:  # gold labels alone ask no voters
+            with AdapterHub(recipe.base_name, registry=tempfile.gettempdir()) as hub:
+                columns = vote(task, log, rows, hub, options.abstain)
         votes: dict[str, dict[str, Votes]] = {}
         for split, found in columns.items():
             gold = [str(row.label) for row in rows[split]]
@@ -266,7 +281,8 @@ def main() -> None:
         if not options.no_adapters:
             with tempfile.TemporaryDirectory() as scratch:
                 told = ({"text": row.text, "label": row.label} for row in rows["test"])
-                adapters(log, task, rows["train"], votes["train"], write(Path(scratch) / "test.jsonl", told), options)
+                file = write(Path(scratch) / "test.jsonl", told)
+                adapters(log, task, rows["train"], labels, votes.get("train", {}), file, options)
 
 
 if __name__ == "__main__":
