@@ -28,14 +28,17 @@ from public import DATA
 from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
 from adapterhub.base.source import open_base
 from adapterhub.curation.duplicates import Rules, find_duplicates
+from adapterhub.curation.influence import METRIC as INFLUENCE
 from adapterhub.curation.outlook import look_out
 from adapterhub.curation.prune import chosen, prune, try_out, worth_from
 from adapterhub.curation.rows import Rows
 from adapterhub.curation.scores import score_rows
 from adapterhub.curation.select import select
+from adapterhub.data.example import Example
 from adapterhub.heads import fit_head, standardise
+from adapterhub.pipeline.influence import DEFAULT_DECODER, influence_of
 
-METRICS = ("random", "easy", "hard", "margin", "loss", "forgetting", "prototype", "far")
+METRICS = ("random", "easy", "hard", "margin", "loss", "forgetting", "prototype", "far", INFLUENCE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,13 @@ class Set:
     labels: np.ndarray
     test: np.ndarray
     gold: np.ndarray
-    classes: int
+    names: Sequence[str]
+    target: Sequence[Example]
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return len(self.names)
 
     @classmethod
     def read(cls, name: str, base: str = DEFAULT_BASE, pooling: str | None = None, most: int = 0) -> Set:
@@ -65,14 +74,31 @@ class Set:
             labels[split] = np.array([names.index(row["label"]) for row in given])
         both = standardise(np.concatenate([features["train"], features["test"]]))
         count = len(features["train"])
+        target = [_example(row["text"], row["label"]) for row in _rows(name, "validation")[: max(64, 2 * len(names))]]
         return cls(
-            texts["train"], features["train"], both[:count], labels["train"], both[count:], labels["test"], len(names)
+            texts["train"],
+            features["train"],
+            both[:count],
+            labels["train"],
+            both[count:],
+            labels["test"],
+            names,
+            target,
         )
 
     def accuracy(self, rows: np.ndarray, labels: np.ndarray, strength: float = 0.01) -> float:
         """Fit a head on these rows of train with these labels and return its test accuracy."""
         head = fit_head(self.train[rows], labels, strength=strength)
         return float((head.predict(self.test) == self.gold).mean())
+
+    def influence(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the influence of these rows of train, so labelled, on rows of the validation split."""
+        pool = [_example(self.texts[row], self.names[label]) for row, label in zip(rows, labels, strict=True)]
+        return influence_of(open_base(DEFAULT_DECODER), pool, self.target, "classification")
+
+
+def _example(text: str, label: str) -> Example:
+    return Example("", {"text": text, "label": label})
 
 
 def measure_features(names: Sequence[str]) -> None:
@@ -115,10 +141,14 @@ def _prune_table(given: Set, size: int, flips: float, seeds: int, metrics: Seque
         outlook = look_out(given.raw[rows], labels, given.classes, seed)
         noise.append(outlook.noise)
         scores = score_rows(given.raw[rows], labels, given.classes, outlook=outlook, seed=seed)
+        influence = given.influence(rows, labels) if INFLUENCE in metrics else None
         found[1.0, "all"].append(given.accuracy(rows, labels))
         for keep in (0.3, 0.5, 0.7):
             for metric in metrics:
-                worth = -worth_from(scores, "prototype") if metric == "far" else worth_from(scores, metric, seed)
+                if metric == INFLUENCE and influence is not None:
+                    worth = influence
+                else:
+                    worth = -worth_from(scores, "prototype") if metric == "far" else worth_from(scores, metric, seed)
                 stays = chosen(worth, labels, round(keep * size), floor=1.0 if metric == "random" else floor)
                 found[keep, metric].append(given.accuracy(rows[stays], labels[stays]))
     for keep in (0.3, 0.5, 0.7):
