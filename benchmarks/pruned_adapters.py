@@ -46,7 +46,7 @@ _Key = tuple[int, bool, str]
 def measure_adapters(seeds: int, out: Path, most: int, steps: int, methods: Sequence[str]) -> None:
     """Run what `out` lacks, at most so many runs (0: all), and print the table; `steps` 0 is four epochs."""
     settings = (*SETTINGS, *((f"training.steps={steps}", "training.epochs=null") if steps else (EPOCHS,)))
-    task = PublicTask.open("trec6", settings)
+    task = PublicTask.open("trec6", SETTINGS)
     trainer, base = Trainer(task.base), open_base(DEFAULT_BASE)
     known = _known(out)
     left = most or -1

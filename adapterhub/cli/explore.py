@@ -12,7 +12,7 @@ import typer
 from adapterhub.errors import AdapterHubError, UsageError
 
 from .base import base_progress
-from .shared import JsonOption, RegistryOption, console, emit
+from .shared import JsonOption, RegistryOption, console, emit, names_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,10 @@ def try_command(
         Path | None, typer.Option("--shots", metavar="FILE", help="Labelled rows, some of which the base is shown.")
     ] = None,
     few_shot: Annotated[int, typer.Option("--few-shot", min=1, metavar="K", help="How many of --shots.")] = 8,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="A,B", help="The labels there are, where no adapter, voter or row says."),
+    ] = None,
     gold: Annotated[
         Path | None, typer.Option("--gold", metavar="FILE", help="JSONL file to keep texts with right labels in.")
     ] = None,
@@ -64,12 +68,15 @@ def try_command(
     from adapterhub.runtime.hub import AdapterHub
 
     file = read_voters(voters) if voters is not None and voters.exists() else None
+    names = names_in(labels)
+    if len(names) == 1:
+        raise UsageError(f"--labels names {names[0]!r} alone; name two labels or more")
     store = Registry(Registry.locate(registry))
     with base_progress() as progress:
         opened = open_base(_base_name(base, file, refs or [], store), progress=progress)
     with AdapterHub(opened, store) as hub:
         rows = [] if shots is None else list(read_examples(shots, "classification"))
-        explorer = Explorer(hub, refs or [], () if file is None else file.voters, rows, few_shot)
+        explorer = Explorer(hub, refs or [], () if file is None else file.voters, rows, few_shot, names)
         _Talk(explorer, console(), voters, gold, as_json=as_json).run(_lines())
 
 
@@ -136,7 +143,9 @@ class _Talk:
             if self._voters is None or rest not in self._prompts:
                 raise UsageError(":keep NAME keeps a prompt of :prompt; name a file with --voters")
             save_voter(self._voters, self._prompts[rest])
-            self._say(f"kept in {self._voters}: {rest}")
+            self._say(
+                f"kept in {self._voters}: {rest}; on many rows it is calibrated by all of them, here by empty text"
+            )
         else:
             self._say(_HELP)
 

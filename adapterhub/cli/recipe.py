@@ -63,6 +63,8 @@ def show(report: Report, screen: Console) -> None:
     from rich.markup import escape
 
     verdict = "[green]fine[/]" if report.ok else "[red]would not train[/]"
+    if report.ok and report.leaks:
+        verdict = "[yellow]would train, but what is measured was learnt from[/]"
     about = f" {report.task} ({report.kind} on {report.base})" if report.task else ""
     screen.print(f"[bold]{escape(report.file)}[/]:{escape(about)} {verdict}", highlight=False)
     width = max(map(len, report.splits), default=0)

@@ -9,9 +9,9 @@ import numpy as np
 from .likes import normalise
 from .near import band_hashes, jaccard, pieces
 
-# How alike two texts are that are nearly the same, and beyond how many texts that is not looked for: it takes a third
-# of a millisecond each.
-LEAST, MOST_TEXTS = 0.85, 20_000
+# How alike two texts are that are nearly the same, and beyond how many texts that is not looked for here: it takes a
+# third of a millisecond each.
+LEAST, MOST_TEXTS = 0.85, 100_000
 Pair = tuple[str, str]
 """A text of the second split, and its like in the first."""
 
@@ -22,9 +22,17 @@ def normalised_pairs(first: Sequence[str], second: Sequence[str]) -> list[Pair]:
     return [(text, known[plain]) for text in second if (plain := normalise(text)) in known]
 
 
+def looked_for(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Say whether `near_pairs` looks at so many texts."""
+    return len(first) + len(second) <= MOST_TEXTS
+
+
 def near_pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[Pair]:
-    """Yield each text of `second` that shares most of its pieces with one of `first`, and that one."""
-    if not first or not second or len(first) + len(second) > MOST_TEXTS:
+    """Yield each text of `second` that shares most of its pieces with one of `first`, and that one.
+
+    Of too many texts none.
+    """
+    if not first or not second or not looked_for(first, second):
         return
     hashes = band_hashes([*first, *second], LEAST)
     mine, theirs = hashes[: len(first)], hashes[len(first) :]

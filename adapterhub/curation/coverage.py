@@ -39,8 +39,8 @@ class Coverage:
 
     `per_doubling` is by how much accuracy rises where a label has twice the rows, by a straight line in the logarithm
     of the count; `correlation` is that of the two, None where nothing varies. `needed` is how many rows a label takes
-    for `target` by the curve through all of them, None where the curve does not get there. `usual` is how many the
-    median label has.
+    for `target` by the curve through all of them, None where the curve does not get there, or where counts are too few
+    or too alike for one, and it is not `fitted`. `usual` is how many the median label has.
     """
 
     labels: tuple[LabelCount, ...]
@@ -49,6 +49,7 @@ class Coverage:
     correlation: float | None
     needed: int | None
     usual: int
+    fitted: bool
 
     def rare(self) -> list[tuple[LabelCount, int]]:
         """Return labels that have less than half of the rows needed, each with how many it lacks.
@@ -68,24 +69,32 @@ class Coverage:
             "correlation": self.correlation,
             "needed": self.needed,
             "usual": self.usual,
+            "fitted": self.fitted,
             "rare": rare,
         }
 
 
 def cover(
-    names: Sequence[str], counts: np.ndarray, gold: np.ndarray, ladder: Ladder, target: float | None = None
+    names: Sequence[str],
+    counts: np.ndarray,
+    gold: np.ndarray,
+    ladder: Ladder,
+    target: float | None = None,
+    *,
+    have: np.ndarray | None = None,
 ) -> Coverage:
     """Return the coverage of labels; `target` None is the accuracy over all labels on the largest size.
 
     `counts` int [sizes, labels]: how many training rows of each label there are on each rung, on average over seeds.
-    `gold` int [rows]: the label of each test row.
+    `gold` int [rows]: the label of each test row. `have` int [labels]: how many rows there are of each, where those are
+    more than the largest rung's.
     """
     measured = np.bincount(gold, minlength=len(names))
     errors = np.full(counts.shape, np.nan)
     for label in np.flatnonzero(measured):
         errors[:, label] = ladder.rows(gold == label).errors
     goal = 1 - float(ladder.errors[-1]) if target is None else target
-    return _covered(names, counts, errors, measured, goal)
+    return _covered(names, counts, errors, measured, goal, counts[-1] if have is None else have)
 
 
 def cover_fields(
@@ -110,7 +119,7 @@ def cover_fields(
     totals = np.array([*scores.values()], float).reshape(-1, 3).sum(axis=0)
     goal = 2 * totals[0] / max(1.0, totals[1] + totals[2]) if target is None else target
     counts = np.array([[occurs[name] for name in names]], float)
-    return _covered(names, counts, errors[None], measured, float(goal))
+    return _covered(names, counts, errors[None], measured, float(goal), counts[0])
 
 
 def _each(completions: Sequence[str]) -> Iterable[tuple[str, tuple[int, int, int]]]:
@@ -119,27 +128,34 @@ def _each(completions: Sequence[str]) -> Iterable[tuple[str, tuple[int, int, int
 
 
 def _covered(
-    names: Sequence[str], counts: np.ndarray, errors: np.ndarray, measured: np.ndarray, goal: float
+    names: Sequence[str],
+    counts: np.ndarray,
+    errors: np.ndarray,
+    measured: np.ndarray,
+    goal: float,
+    have: np.ndarray,
 ) -> Coverage:
-    """Return the coverage of names, by counts and errors [sizes, names] and how many rows measure each."""
+    """Return the coverage of names, by counts and errors [sizes, names], how many rows measure each, and have it."""
     found = [
-        LabelCount(
-            name, round(float(counts[-1, i])), int(measured[i]), None if not measured[i] else float(1 - errors[-1, i])
-        )
+        LabelCount(name, round(float(have[i])), int(measured[i]), None if not measured[i] else float(1 - errors[-1, i]))
         for i, name in enumerate(names)
     ]
     found.sort(key=lambda each: (each.train, each.label))
     known = (counts > 0) & ~np.isnan(errors)
     at, wrong, weight = counts[known], errors[known], np.broadcast_to(measured, counts.shape)[known]
     slope, correlation = _line(np.log2(at), 1 - wrong, weight)
-    needed = _rows_for(1 - goal, at, wrong, weight)
-    usual = round(float(np.median(counts[-1])))
-    return Coverage(tuple(found), goal, slope, correlation, needed, usual)
+    curve = _curve(at, wrong, weight)
+    needed = None if curve is None else _rows_for(1 - goal, curve)
+    usual = round(float(np.median(have)))
+    return Coverage(tuple(found), goal, slope, correlation, needed, usual, curve is not None)
 
 
 def _line(at: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float | None, float | None]:
-    """Return slope and correlation of values against places, weighted; None where one does not vary."""
-    if not len(at):
+    """Return slope and correlation of values against places, weighted; None where one does not vary, or of two places.
+
+    Through two points there is always a line.
+    """
+    if len(np.unique(at)) < LEAST_SIZES:
         return None, None
     left, up = at - np.average(at, weights=weight), value - np.average(value, weights=weight)
     width, height = float(weight @ left**2), float(weight @ up**2)
@@ -149,8 +165,8 @@ def _line(at: np.ndarray, value: np.ndarray, weight: np.ndarray) -> tuple[float 
     return both / width, both / float(np.sqrt(width * height)) if height > 1e-12 else None
 
 
-def _rows_for(error: float, at: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> int | None:
-    """Return how many rows a label takes until its error is no more than this, by a curve through means of counts.
+def _curve(at: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> Curve | None:
+    """Return the curve through means of counts, None where there are too few different ones.
 
     Counts alike within a factor of the root of two are taken together, since one label's accuracy says little.
     """
@@ -161,6 +177,10 @@ def _rows_for(error: float, at: np.ndarray, wrong: np.ndarray, weight: np.ndarra
     sizes = np.array([np.average(at[each], weights=weight[each]) for each in groups])
     errors = np.array([[np.average(wrong[each], weights=weight[each]) for each in groups]])
     weights = np.array([weight[each].sum() for each in groups], dtype=float)
-    curve: Curve = fit_curves(sizes, errors, weights).one()
+    return fit_curves(sizes, errors, weights).one()
+
+
+def _rows_for(error: float, curve: Curve) -> int | None:
+    """Return how many rows a label takes until its error is no more than this; None beyond what the curve speaks of."""
     places = np.arange(1, int(curve.limit) + 1)
     return next((int(rows) for rows in places if curve.at(float(rows)) <= error), None)

@@ -93,11 +93,15 @@ class Forecast:
 
     @classmethod
     def of(cls, ladder: Ladder, draws: int = DRAWS, seed: int = 0) -> Forecast:
-        """Fit a ladder of three sizes at least; one of four is tested on its largest. Raises DataError."""
+        """Fit a ladder of three sizes at least; one of four is tested on its largest, within four times the next.
+
+        Raises DataError for fewer sizes.
+        """
         if len(ladder.sizes) < LEAST_SIZES:
             raise DataError(f"a forecast needs {LEAST_SIZES} sizes at least; these are {list(ladder.sizes)}")
         means = ladder.resample(draws, seed)
-        tested = len(ladder.sizes) > LEAST_SIZES
+        # A size beyond the reach of those below it is not foretold by them.
+        tested = len(ladder.sizes) > LEAST_SIZES and ladder.sizes[-1] <= REACH * ladder.sizes[-2]
         return cls(ladder, *_fitted(ladder, means), _back_test(ladder, means) if tested else None, means)
 
     @property
@@ -164,14 +168,12 @@ def _back_test(ladder: Ladder, means: np.ndarray) -> BackTest:
     """Return what all rungs but the last foretell of it."""
     rest, last, measured = ladder.below(len(ladder.sizes) - 1), ladder.sizes[-1], float(ladder.errors[-1])
     curves, resampled = _fitted(rest, means[:, :-1])
-    # A size beyond the reach of those below it is foretold at the end of that reach.
-    rows = min(last, REACH * rest.sizes[-1])
-    predicted = _point(rows, curves["power"].at(rows), resampled.at(rows), rest)
-    return BackTest(predicted, measured, {form: curve.at(rows) - measured for form, curve in curves.items()})
+    predicted = _point(last, curves["power"].at(last), resampled.at(last), rest)
+    return BackTest(predicted, measured, {form: curve.at(last) - measured for form, curve in curves.items()})
 
 
 def _point(rows: int, error: float, resampled: np.ndarray, ladder: Ladder) -> Point:
-    """Return an error with its interval, which reaches to what so few test rows could have left unseen."""
+    """Return an error with its interval, which reaches to what so few test rows could have left unseen, either way."""
     low, high = np.quantile(resampled, (_TAIL, 1 - _TAIL))
-    unseen = 1 - _TAIL ** (1 / ladder.wrong.shape[2])
-    return Point(rows, error, min(float(low), error), max(float(high), error, unseen))
+    seen = _TAIL ** (1 / ladder.wrong.shape[2])
+    return Point(rows, error, min(float(low), error, seen), max(float(high), error, 1 - seen))

@@ -9,11 +9,14 @@ import numpy as np
 from adapterhub.errors import DataError
 from adapterhub.heads import fit_head, standardise
 
-from .clusters import directions, parts
+from .clusters import directions, parts, picked
 from .prune import Plan, Trial, chosen, keep_count
+from .scores import INFLUENCE
 
-METRIC = "influence"
+METRIC = INFLUENCE
 _TRIALS = 3
+# Rows of the pool that a trial looks at, so that it takes no more memory of a larger one.
+_TRIAL_ROWS = 10_000
 
 
 def influence(gradients: np.ndarray, target: np.ndarray, groups: Sequence[object] | None = None) -> np.ndarray:
@@ -54,9 +57,12 @@ def try_towards(
     """Compare heads that learn from the rows that stay, from as many at random (three times) and from all of them.
 
     Features float32 [rows, dim] and label indices [rows], -1 for none, of the pool; the same of the target's rows,
-    which the heads answer. None where there is nothing to tell apart: fewer than two labels among the target's rows,
-    or among those that stay.
+    which the heads answer. Of a large pool 10,000 rows are drawn. None where there is nothing to tell apart: fewer than
+    two labels among the target's rows, or among those that stay.
     """
+    if len(labels) > _TRIAL_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(len(labels), _TRIAL_ROWS, replace=False))
+        stays, features, labels = stays[rows], picked(features, rows), labels[rows]
     asked = np.flatnonzero(gold >= 0)
     both = standardise(np.concatenate([features, target[asked]]))
     count = int(stays.sum())

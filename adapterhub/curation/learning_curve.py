@@ -31,6 +31,8 @@ LEAST_SIZES = 3
 _EXPONENTS = np.linspace(0.05, 1.5, 59)
 # Exponential decays, in units of one over the largest size.
 _RATES = np.geomspace(0.05, 50.0, 60)
+# An error that no number of test rows could tell from none.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class Curve:
         return float(Curves(self.form, a, b, c, self.limit).at(rows)[0])
 
     def __str__(self) -> str:
-        """Return the curve with its numbers."""
+        """Return the curve with its numbers; a c that is nothing but rounding is none."""
+        c = self.c if self.c >= _NOTHING else 0.0
         if self.form == "exponential":
-            return f"{self.a:.3g} exp(-{self.b:.3g} n) + {self.c:.3g}"
+            return f"{self.a:.3g} exp(-{self.b:.3g} n) + {c:.3g}"
         if self.form == "logarithmic":
-            return f"{self.a:.3g} log({self.b:,.0f} / n) + {self.c:.3g}"
-        return f"{self.a:.3g} n^-{self.b:.3g}" + (f" + {self.c:.3g}" if self.form == "power" else "")
+            return f"{self.a:.3g} log({self.b:,.0f} / n) + {c:.3g}"
+        return f"{self.a:.3g} n^-{self.b:.3g}" + (f" + {c:.3g}" if self.form == "power" else "")
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,21 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class Outlook:
-    """Over rows: float32 `own` and `other`, the probabilities of the label and of the likeliest other class `rival`.
+    """Over rows: float32 `own` and `other`, the probabilities of the label and of the likeliest other class.
 
-    `suspect` says of which rows another class is credible and the own one is not; `accuracy` is the share of rows
-    whose label is the likeliest.
+    `rival` is the class that a row is suspected to be of, -1 where it is not; `accuracy` is the share of rows whose
+    label is the likeliest.
     """
 
     own: np.ndarray
     other: np.ndarray
     rival: np.ndarray
-    suspect: np.ndarray
+
+    @property
+    def suspect(self) -> np.ndarray:
+        """Which rows another class is credible and likelier for, bool [rows]."""
+        found: np.ndarray = self.rival >= 0
+        return found
 
     @property
     def accuracy(self) -> float:
@@ -51,7 +56,7 @@ def look_out(features: np.ndarray, labels: np.ndarray, classes: int, seed: int =
     if len(labels) < 2 * _FOLDS:
         raise DataError(f"{len(labels)} labelled rows are too few to judge each by the others; bring {2 * _FOLDS}")
     own, other = np.empty(len(labels), np.float32), np.empty(len(labels), np.float32)
-    rival, suspect = np.empty(len(labels), np.int64), np.empty(len(labels), bool)
+    rival = np.empty(len(labels), np.int64)
     order = np.random.default_rng(seed).permutation(len(labels))
     for rows in np.array_split(order, -(-len(order) // _SHARD)):
         rows.sort()
@@ -59,18 +64,19 @@ def look_out(features: np.ndarray, labels: np.ndarray, classes: int, seed: int =
         found = out_of_fold(standardise(features[rows]), mine, classes, folds=_FOLDS, seed=seed)
         place = np.arange(len(rows))
         own[rows] = found[place, mine]
-        suspect[rows] = _suspects(found, mine)
+        rival[rows] = _rivals(found, mine)
         found[place, mine] = -1.0
-        rival[rows], other[rows] = found.argmax(axis=1), found.max(axis=1)
-    return Outlook(own, other, rival, suspect)
+        other[rows] = found.max(axis=1)
+    return Outlook(own, other, rival)
 
 
-def _suspects(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return bool [rows]: the likeliest of the classes that are credible is another than the label."""
+def _rivals(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return int64 [rows]: the likeliest class that is credible and likelier than the label; -1 where there is none."""
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     sums = np.bincount(labels, own, minlength=probabilities.shape[1])
-    usual = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    credible = np.where(probabilities >= usual, probabilities, 0.0)
-    found: np.ndarray = (credible.max(axis=1) > 0) & (credible.argmax(axis=1) != labels)
+    # Of a class of one row no head saw any other: how likely it usually is where it is right is not known.
+    usual = np.where(counts > 1, sums / np.maximum(counts, 1), np.inf)
+    credible = np.where((probabilities >= usual) & (probabilities > own[:, None]), probabilities, 0.0)
+    found: np.ndarray = np.where(credible.max(axis=1) > 0, credible.argmax(axis=1), -1)
     return found

@@ -21,17 +21,24 @@ def dropped_path(path: Path) -> Path:
     return path.with_name(path.name + ".dropped.jsonl")
 
 
-def check_output(path: Path, *sources: Path) -> None:
-    """Raise UsageError where `path` is no .jsonl file to be, or one of the files that are read."""
+def check_output(path: Path, *sources: Path | None, page: Path | None = None) -> None:
+    """Raise UsageError where `path` is no .jsonl file to be, or a file that is read would be written over.
+
+    Written are `path`, the rows that go, and a `page` where one is named.
+    """
     if path.suffix.lower() != ".jsonl":
         raise UsageError(f"--out is {str(path)!r}; rows are written as JSON lines, so name a .jsonl file")
     if not path.absolute().parent.is_dir():
         raise UsageError(
             f"--out is {str(path)!r}, but there is no folder {str(path.absolute().parent)!r}; make it first"
         )
-    for source in sources:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"--out is {str(path)!r}, which is also read; name another file, so that no row is lost")
+    for option, written in (("--out", path), ("--out", dropped_path(path)), ("--page", page)):
+        if written is None or not written.exists():
+            continue
+        if any(source is not None and source.exists() and written.samefile(source) for source in sources):
+            raise UsageError(
+                f"{option} would write {str(written)!r}, which is also read; name another file, so that no row is lost"
+            )
 
 
 def write_split(path: Path, rows: Rows, reasons: Reasons, first: int = 0) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from adapterhub.errors import DataError, UsageError
 from adapterhub.heads import fit_head, standardise
 
 from .outlook import Outlook, look_out
-from .scores import score_rows
+from .scores import INFLUENCE, score_rows
 
 # Which score each metric goes by, and whether rows with more of it stay (hard first) or go.
 _BY: Mapping[str, tuple[str, bool]] = {
@@ -32,6 +32,8 @@ NOISY = 0.12
 # Rows that a trial looks at, and how often it is made.
 _TRIAL_ROWS, _TRIALS = 10_000, 3
 _LEAST_ROWS = 50
+# By how much a metric must be behind a random share for people to be warned.
+_WORSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,23 @@ class Plan:
         """Return what heads reached in the trial, by metric; empty without one."""
         return {} if self.trial is None else self.trial.means()
 
+    def told(self) -> list[str]:
+        """Return what people should know of it: how noisy labels look, and what the trial says."""
+        lines = [] if self.noise is None else [f"{self.noise:.1%} of the labels are suspect"]
+        if accuracy := self.accuracy():
+            tried = ", ".join(f"{metric} {value:.1%}" for metric, value in accuracy.items())
+            where = "the target's rows" if self.metric == INFLUENCE else "held-out rows"
+            lines.append(f"accuracy of heads on {where} after keeping as much: {tried}")
+            if accuracy.get(self.metric, 1.0) < accuracy["random"] - _WORSE:
+                lines.append(f"WARNING: a random share does better here than {self.metric}; keep by auto or random")
+        return lines
+
     def reason(self, row: int) -> dict[str, object]:
         """Return what is written of a row that goes."""
-        if self.values is None or np.isnan(self.values[row]):
+        if self.values is None:
             return {"reason": self.metric}
+        if np.isnan(self.values[row]):
+            return {"reason": f"{self.metric}, which tells nothing of a row without an answer"}
         return {"reason": self.metric, "score": round(float(self.values[row]), 5)}
 
 
@@ -108,14 +123,19 @@ def prune(
     return chosen(worth, labels, count, floor=_floor(metric, floor))
 
 
+def check_metric(metric: str, *, towards: bool = False) -> None:
+    """Raise UsageError for a metric there is not; influence is one `towards` a target alone."""
+    if metric not in (*METRICS, *((INFLUENCE,) if towards else ())):
+        raise UsageError(f"there is no metric {metric!r} to prune by; there are {', '.join((*METRICS, INFLUENCE))}")
+
+
 def worth_of(
     features: np.ndarray, labels: np.ndarray, classes: int, metric: str, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return float [rows], more for rows to keep first, and the score it is made from (None for random)."""
     if metric == "random":
         return np.random.default_rng(seed).random(len(labels)), None
-    if metric not in _BY:
-        raise UsageError(f"there is no metric {metric!r} to prune by; there are {', '.join(METRICS)}")
+    check_metric(metric)
     score = _BY[metric][0]
     scores = score_rows(features, labels, classes, [score], seed=seed)
     return worth_from(scores, metric), scores[score]
@@ -224,16 +244,20 @@ def make_plan(
     """Choose the rows that stay; `auto` is settled by a trial, and each metric is tried beside a random share.
 
     Raises UsageError for a metric there is not or auto without labels, DataError where hard rows would be kept first
-    although too many labels are suspect, unless `force`.
+    although too many labels are suspect, or too few to tell, unless `force`.
     """
-    if metric not in METRICS:
-        raise UsageError(f"there is no metric {metric!r} to prune by; there are {', '.join(METRICS)}")
+    check_metric(metric)
     count = keep_count(share, len(labels))
     enough = int((labels >= 0).sum()) >= _LEAST_ROWS and classes > 1
     if metric == "auto" and not enough:
         raise UsageError(
             f"auto tries metrics on held-out rows and needs {_LEAST_ROWS} labelled ones of two classes; "
             "name random or prototype with --by"
+        )
+    if metric in HARD_FIRST and not enough and not force:
+        raise DataError(
+            f"fewer than {_LEAST_ROWS} labelled rows of two classes do not tell how many labels are wrong, and "
+            f"{metric!r} would keep wrong ones first; keep by random or prototype, or add --force"
         )
     trial, noise = None, None
     if enough and metric != "random":

@@ -21,7 +21,15 @@ SCORES: Mapping[str, str] = {
     "loss": "minus the logarithm of its label's probability, by heads that did not see the row",
     "prototype": "1 less the cosine to the nearest of the centres of all rows; needs no labels",
 }
+# The one that is told of rows towards others, not among themselves.
+INFLUENCE = "influence"
 NEEDS_LABELS = frozenset(SCORES) - {"prototype"}
+
+
+def check_scores(names: Collection[str]) -> None:
+    """Raise UsageError for a score there is not; influence, which needs a target, is told of elsewhere."""
+    if unknown := [name for name in names if name not in SCORES and name != INFLUENCE]:
+        raise UsageError(f"there is no score {unknown[0]!r}; there are {', '.join((*SCORES, INFLUENCE))}")
 
 
 def score_rows(
@@ -38,8 +46,7 @@ def score_rows(
     Features are float32 [rows, dim], labels int64 [rows]. `outlook` on the labelled rows is used where it is given.
     Raises UsageError for a score there is not, DataError for too few labelled rows or one class only.
     """
-    if unknown := [name for name in wanted if name not in SCORES]:
-        raise UsageError(f"there is no score {unknown[0]!r}; there are {', '.join(SCORES)}")
+    check_scores(wanted)
     found = {name: np.full(len(labels), np.nan, np.float32) for name in wanted}
     rows = np.flatnonzero(labels >= 0)
     given = picked(features, rows)

@@ -19,6 +19,16 @@ _NEIGHBOURS = 20
 _HEAD_ROWS = 20_000
 
 
+def check_budget(rule: str, budget: int, rows: int) -> None:
+    """Raise UsageError for a rule there is not, or a budget that a pool of so many rows does not have."""
+    if rule not in RULES:
+        raise UsageError(f"there is no rule {rule!r} to select by; there are {', '.join(RULES)}")
+    if not rows:
+        raise UsageError("the pool has no row that is not known already")
+    if not 0 < budget <= rows:
+        raise UsageError(f"the budget is {budget}, and the pool has {rows} rows that are not known; name 1 to {rows}")
+
+
 def select(
     pool: np.ndarray,
     budget: int,
@@ -34,12 +44,7 @@ def select(
     over clusters where at least five rows a class are known, else typicality. Raises UsageError for a rule there is not
     or a budget the pool does not have, DataError where uncertainty lacks labelled rows.
     """
-    if rule not in RULES:
-        raise UsageError(f"there is no rule {rule!r} to select by; there are {', '.join(RULES)}")
-    if not 0 < budget <= len(pool):
-        raise UsageError(
-            f"the budget is {budget}, and the pool has {len(pool)} rows that are not known; name 1 to that many"
-        )
+    check_budget(rule, budget, len(pool))
     known = np.empty((0, pool.shape[1]), np.float32) if labelled is None else labelled
     given = np.empty(0, np.int64) if labels is None else labels
     classes = len(np.unique(given))

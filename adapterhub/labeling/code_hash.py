@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from enum import Enum
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
+
+from .sources import source_hash
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN = "adapterhub."
@@ -72,17 +75,17 @@ def _container(value: Any, seen: dict[int, Any]) -> Iterator[str]:
 def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     if isinstance(value, Enum):
         yield f"{type(value).__qualname__}.{value.name}"
-    elif isinstance(value, types.MethodType):
-        yield from _describe(value.__func__, seen)
-        yield from _describe(value.__self__, seen)
-    elif isinstance(value, partial):
-        yield from _describe((value.func, value.args, value.keywords), seen)
+    elif (parts := _wrapped(value)) is not None:
+        yield from _describe(parts, seen)
     elif is_dataclass(value):
         for field in fields(value):
             yield field.name
             yield from _describe(getattr(value, field.name), seen)
-    elif isinstance(value, types.BuiltinFunctionType):
-        yield f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
+        yield f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+        owner = value.__self__  # of re.compile(…).search the pattern; of a module's function the module
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            yield from _describe(owner, seen)
     elif hasattr(value, "tobytes") and hasattr(value, "shape"):  # an array of numpy
         yield f"{getattr(value, 'dtype', '')} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     elif hasattr(value, "__dict__"):
@@ -91,6 +94,19 @@ def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     else:
         with suppress(Exception):  # a date, a deque and their like; an open file or a lock says its type only
             yield pickle.dumps(value, protocol=4).hex()
+
+
+def _wrapped(value: Any) -> tuple[Any, ...] | None:
+    """Return what a function is wrapped with, and itself; None for what wraps none."""
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, (classmethod, staticmethod)):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return value.fget, value.fset, value.fdel
+    return None
 
 
 def _function(value: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
@@ -126,20 +142,34 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _module(value: types.ModuleType) -> Iterator[str]:
-    yield value.__name__
-    file = getattr(value, "__file__", None)
-    if file and _is_own(value.__name__, file) and not value.__name__.startswith(_OWN):
-        yield hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    """Yield the code of a module, of those below it that are loaded, and of what lies beside them and is imported."""
+    inside = value.__name__ + "."
+    for name, each in sorted(sys.modules.items()):
+        if each is value or name.startswith(inside):
+            file = getattr(each, "__file__", None)
+            yield name
+            if file and _is_own(name, file) and not name.startswith(_OWN) and Path(file).is_file():
+                yield source_hash(Path(file), _root(Path(file), name))
+
+
+def _root(file: Path, name: str) -> Path:
+    """Return the folder that a module of this name was imported from."""
+    depth = name.count(".") + (file.name == "__init__.py")
+    return file.parents[min(depth, len(file.parents) - 1)]
 
 
 def _class(value: type, seen: dict[int, Any]) -> Iterator[str]:
     yield f"{value.__module__}.{value.__qualname__}"
-    functions = [each for each in vars(value).values() if isinstance(each, types.FunctionType)]
-    if functions and _is_own(value.__module__, functions[0].__code__.co_filename):
-        for name, each in sorted(vars(value).items()):
-            if isinstance(each, (types.FunctionType, *_PLAIN)) and name != "__module__":
-                yield name
-                yield from _describe(each, seen)
+    file = getattr(sys.modules.get(value.__module__), "__file__", None)
+    if file is None or not _is_own(value.__module__, file):
+        return
+    for name, each in sorted(vars(value).items()):
+        # What Python keeps in a class for itself is named so too, but is no function.
+        if not (name.startswith("__") and name.endswith("__")) or callable(each):
+            yield name
+            yield from _describe(each, seen)
+    for base in value.__mro__[1:-1]:
+        yield from _describe(base, seen)
 
 
 def _is_own(module: str | None, file: str) -> bool:

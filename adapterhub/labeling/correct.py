@@ -10,7 +10,7 @@ from adapterhub.data.example import Example
 from adapterhub.data.files import read_examples
 from adapterhub.registry.disk import replace_file
 
-from .corrections import corrected, latest, lineage_of, read_corrections, with_gold
+from .corrections import corrected, latest, lineage_of, of_rows, read_corrections, with_gold
 from .lineage import file_hash, read_lineage, write_lineage
 from .votes import GOLD, read_votes, write_votes
 
@@ -23,10 +23,11 @@ def correct_rows(rows: Path, corrections: Path, out: Path) -> tuple[int, int]:
     said = read_corrections(corrections)
     before = _lineage(rows)
     examples = list(read_examples(rows, "classification", labelled=False))
-    lines = (json.dumps(_record(each), ensure_ascii=False) + "\n" for each in corrected(examples, said))
+    found = of_rows(said, examples)
+    lines = (json.dumps(_record(each), ensure_ascii=False) + "\n" for each in corrected(examples, found))
     replace_file(out, "".join(lines))
     write_lineage(out, {**before, "corrections": lineage_of(corrections, said)})
-    return _counted(said_ids=set(latest(said)), there={each.id for each in examples})
+    return _counted(said_ids=set(latest(found)), there={each.id for each in examples})
 
 
 def correct_votes(votes: Path, corrections: Path, out: Path) -> tuple[int, int]:

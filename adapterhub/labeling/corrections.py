@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.data.append import append_lines
-from adapterhub.data.example import Example
+from adapterhub.data.example import Example, asked_of, content_id
 from adapterhub.errors import DataError, FileMissing
 
 from .votes import GOLD, Votes
@@ -63,6 +63,23 @@ def append_corrections(path: Path, corrections: Iterable[Correction]) -> None:
 def latest(corrections: Iterable[Correction]) -> dict[str, Correction]:
     """Return the last word on each row, by its id."""
     return {each.id: each for each in corrections}
+
+
+def of_rows(corrections: Iterable[Correction], examples: Iterable[Example]) -> list[Correction]:
+    """Return classification corrections under the ids of these rows; those of other rows stay as they are.
+
+    A correction is of the row with its id, or else of the rows whose input has that hash: what was served knows no ids.
+    """
+    ids: set[str] = set()
+    alike: dict[str, list[str]] = {}
+    for row in examples:
+        ids.add(row.id)
+        alike.setdefault(content_id(asked_of(row, "classification")), []).append(row.id)
+    found = []
+    for each in corrections:
+        rows = [each.id] if each.id in ids else alike.get(each.id, [each.id])
+        found += [replace(each, id=row) for row in rows]
+    return found
 
 
 def with_gold(votes: Votes, corrections: Iterable[Correction]) -> Votes:

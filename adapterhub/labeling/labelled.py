@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,15 @@ def matrix_hash(votes: Votes) -> str:
     return digest.hexdigest()
 
 
+def rows_hashes(rows: Iterable[Example]) -> dict[str, str]:
+    """Return the sha256 of which rows voters saw: of their ids, and of their texts, in their order."""
+    ids, texts = hashlib.sha256(), hashlib.sha256()
+    for row in rows:
+        ids.update(json.dumps(row.id).encode("ascii") + b"\n")
+        texts.update(json.dumps(row.text).encode("ascii") + b"\n")
+    return {"ids": ids.hexdigest(), "texts": texts.hexdigest()}
+
+
 def write_fit_lineage(
     path: Path, fit: LabelFit | MultilabelFit, votes: Votes, votes_file: Path, data: Path | None, written: Written
 ) -> None:
@@ -153,6 +162,7 @@ def _record(fit: LabelFit) -> dict[str, Any]:
         "gold": fit.gold,
         "gold_rows": int(fit.trusted.sum()),
         "clusters": fit.merged if fit.model != "majority" else [],
+        "near_constant": fit.constant,
         "clusters_in_doubt": fit.clustering.doubtful,
         "steps": None if fitted is None else fitted.steps,
         "converged": None if fitted is None else fitted.converged,

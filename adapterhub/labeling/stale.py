@@ -6,7 +6,6 @@ cache, and where it is not known a file is looked for here, by its name.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -17,19 +16,8 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.folders import cache_root
 from adapterhub.registry.disk import replace_file
 
-from .lineage import file_hash
 from .prompts import read_voters
-
-
-def source_hash(path: Path) -> str:
-    """Return the sha256 of a file's code without its comments and layout, or of its bytes where it is no Python."""
-    if path.suffix != ".py":
-        return file_hash(path)
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return file_hash(path)
-    return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+from .sources import source_hash
 
 
 def voters_of(labelling: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -40,39 +28,42 @@ def voters_of(labelling: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {str(name): voter for name, voter in voters.items() if isinstance(voter, Mapping)}
 
 
-def remember_places(digest: str, labelling: Mapping[str, Any]) -> None:
-    """Keep where the voters' files of the version with this digest lie on this machine."""
+def remember_places(task: str, digest: str, labelling: Mapping[str, Any]) -> None:
+    """Keep where the voters' files of the version of `task` with this digest lie on this machine."""
     places = {name: voter["file"] for name, voter in voters_of(labelling).items() if "file" in voter}
     if places:
-        path = _places(digest)
+        path = _places(task, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(places))
 
 
-def stale_voters(digest: str, labelling: Mapping[str, Any], digest_of: Callable[[str], str]) -> dict[str, str]:
+def stale_voters(
+    task: str, digest: str, labelling: Mapping[str, Any], digest_of: Callable[[str], str]
+) -> dict[str, str]:
     """Return, by voter, why its votes are no longer what it would say now; those that cannot be looked at are left out.
 
-    `labelling` is what the card of the version with this digest says of how labels were made; `digest_of` returns the
-    digest that a ref means now.
+    `labelling` is what the card of the version of `task` with this digest says of how labels were made; `digest_of`
+    returns the digest that a ref means now.
     """
     try:
-        places = json.loads(_places(digest).read_text("utf-8"))
+        places = json.loads(_places(task, digest).read_text("utf-8"))
     except (OSError, ValueError):
         places = {}
     found = {}
     for name, voter in voters_of(labelling).items():
         # Where this machine knows no place, the name alone: a card may be a stranger's and lead anywhere.
         file = Path(places[name]) if name in places else Path(Path(str(voter.get("file", ""))).name)
-        if reason := _reason(name, voter, file, digest_of):
+        if reason := _reason(name, voter, file, digest_of, known=name in places):
             found[name] = reason
     return found
 
 
-def _places(digest: str) -> Path:
-    return cache_root() / "voters" / f"{digest.removeprefix('sha256:')[:16]}.json"
+def _places(task: str, digest: str) -> Path:
+    # Two tasks may have equal adapters, made from other voters.
+    return cache_root() / "voters" / f"{hashlib.sha256(f'{task}@{digest}'.encode()).hexdigest()[:16]}.json"
 
 
-def _reason(name: str, voter: Mapping[str, Any], file: Path, digest_of: Callable[[str], str]) -> str:
+def _reason(name: str, voter: Mapping[str, Any], file: Path, digest_of: Callable[[str], str], *, known: bool) -> str:
     if voter.get("kind") == "adapter":
         try:
             now = digest_of(str(voter.get("adapter")))
@@ -83,7 +74,11 @@ def _reason(name: str, voter: Mapping[str, Any], file: Path, digest_of: Callable
         return ""
     if voter.get("kind") in ("prompt", "endpoint"):
         return _changed_prompt(name, voter, file)
-    return "" if source_hash(file) == voter.get("source") else f"{file.name} was edited since"
+    if source_hash(file) == voter.get("source"):
+        return ""
+    if not known:
+        return f"{file.name} here is not the one that voted"
+    return f"{file.name}{', or what it imports,' if file.suffix == '.py' else ''} was edited since"
 
 
 def _changed_prompt(name: str, voter: Mapping[str, Any], file: Path) -> str:

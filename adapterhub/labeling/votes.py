@@ -62,6 +62,18 @@ class Votes:
             matrix[:, place] = [index[vote] for vote in column]
         return cls(rows, tuple(columns), names, matrix)
 
+    def only(self, labels: Sequence[str]) -> Votes:
+        """Return these votes. Raises DataError where one is for none of `labels`, with the voter and the row."""
+        strange = [place for place, name in enumerate(self.labels) if name not in labels]
+        rows, voters = np.nonzero(np.isin(self.matrix, strange))
+        if len(rows):
+            said = self.labels[self.matrix[rows[0], voters[0]]]
+            raise DataError(
+                f"voter {self.voters[voters[0]]!r} says {said!r} of the row {self.ids[rows[0]]!r}, which is no label; "
+                f"the labels are {', '.join(labels)}"
+            )
+        return self
+
     def column(self, voter: str) -> list[str | None]:
         """Return what one voter said of each row, None where it abstained."""
         votes = self.matrix[:, self.voters.index(voter)]
@@ -71,7 +83,8 @@ class Votes:
 def read_votes(path: Path, labels: Iterable[str] = ()) -> Votes:
     """Read a CSV of votes: one column a voter, its name in the header; an empty cell is an abstain.
 
-    A column `id` names the rows; without it they are numbered from 1. Raises FileMissing, and DataError with the line.
+    A column `id` names the rows; without it they are numbered from 1. A lone voter abstains with an empty line; of
+    other files such lines are left out. Raises FileMissing, and DataError with the line.
     """
     if not path.is_file():
         raise FileMissing(f"{path}: there is no such file")
@@ -84,6 +97,8 @@ def read_votes(path: Path, labels: Iterable[str] = ()) -> Votes:
     voters = [name for name in header if name != _ID]
     if not voters:
         raise DataError(f"{path}:1: there is no voter; give one column a voter, its name in the header")
+    if len(header) == 1 and ";" in header[0]:
+        raise DataError(f"{path}:1: the only column is {header[0]!r}; separate columns by commas")
     if not rows:
         raise DataError(f"{path}: there are no rows; give one row an example")
     columns: dict[str, Sequence[str | None]] = {
@@ -109,6 +124,8 @@ def _read_rows(reader: Iterable[list[str]], path: Path) -> tuple[list[str], list
     rows: list[tuple[int, list[str]]] = []
     for row in reader:
         line = getattr(reader, "line_num", 0)
+        if not row and header is not None and len(header) == 1:
+            row = [""]
         if not row:
             continue
         if header is None:

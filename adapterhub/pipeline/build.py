@@ -206,7 +206,7 @@ def _publish(
             metrics = measure(recipe, hub, folder, result.spec, examples, splits.measured_outside)
             card = make_card(prepared, result, metrics, calibrated.record)
             published = registry.publish(recipe.task, folder, card, _attached(prepared, hub, folder, examples))
-            remember_places(published.digest, splits.labelling)
+            remember_places(recipe.task, published.digest, splits.labelling)
         except AdapterHubError as error:
             kept = keep(recipe.task, folder, make_card(prepared, result, {}, calibrated.record))
             raise type(error)(

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from adapterhub.base.catalog import CATALOG
 from adapterhub.base.source import Base, open_base
-from adapterhub.curation.across import near_pairs, normalised_pairs
+from adapterhub.curation.across import looked_for, near_pairs, normalised_pairs
 from adapterhub.data.example import Example, collect_labels, gold_labels
 from adapterhub.data.files import read_examples
 from adapterhub.data.output import Output
@@ -27,6 +27,7 @@ from adapterhub.training.answers import check_contrast, check_learnable, class_f
 
 from .check_output import output_warnings
 from .check_pairs import PAIRED, count_texts, pair_warnings
+from .curated import check_target
 from .elsewhere import serving_warnings
 from .estimate import Estimate, estimate, measure_lengths
 from .labelled import bare, known_labels, voters_file
@@ -35,6 +36,9 @@ from .splits import OUTSIDE, held_out_of, outside_name, read_outside
 
 Found = TypeVar("Found")
 Asked = ParamSpec("Asked")
+# What a warning begins with that says that what is measured was learnt from.
+LEAK = "LEAK: "
+LEAVE_OUT = "`adapterhub data dedup` with --against leaves such rows out"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?")
 
 
@@ -69,6 +73,11 @@ class Report:
     def ok(self) -> bool:
         """Whether the recipe would train."""
         return not self.problems
+
+    @property
+    def leaks(self) -> bool:
+        """Whether rows that are measured on are learnt from too."""
+        return any(warning.startswith(LEAK) for warning in self.warnings)
 
     def to_record(self) -> dict[str, Any]:
         """Return a record ready for JSON."""
@@ -118,6 +127,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regi
         _collect(report, _check_learnable, recipe, labels, splits["train"])
     output = _collect(report, make_output, recipe)
     base = _open_base(recipe, report)
+    _collect(report, check_target, recipe)
     if base is not None and output is not None:
         _collect(report, _check_output, report, recipe, base, output, splits)
     if base is not None:
@@ -241,10 +251,10 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
         if shared:
             example = seen[second][shared[0]][0]
             torn = second.startswith(OUTSIDE) and not first.startswith(OUTSIDE)
-            so = "rows out of scope have no label" if torn else f"{second} metrics will flatter"
+            so = "rows out of scope have no label" if torn else f"{second} metrics will flatter; {LEAVE_OUT}"
             report.warnings.append(
-                f"{second} and {first} share {_count(len(shared), 'text')}, the first at {example.where} "
-                f"({_short(shared[0])}); {so}"
+                f"{'' if torn else LEAK}{second} and {first} share {_count(len(shared), 'text')}, the first at "
+                f"{example.where} ({_short(shared[0])}); {so}"
             )
         report.warnings += _like_warnings(first, second, seen[first], seen[second])
 
@@ -257,13 +267,19 @@ def _like_warnings(
     known = [text for text in one if text.strip()]
     same = normalised_pairs(known, left)
     gone = {text for text, _ in same}
-    near = list(near_pairs(known, [text for text in left if text not in gone]))
+    left = [text for text in left if text not in gone]
+    if left and not looked_for(known, left):
+        yield (
+            f"{second} and {first} have {len(known) + len(left):,} texts, too many to look here for those that are "
+            "nearly the same; `adapterhub data dedup` with --against does"
+        )
+    near = list(near_pairs(known, left))
     for pairs, what in ((same, "are equal but for case and punctuation"), (near, "are nearly the same")):
         if pairs:
             text, like = pairs[0]
             yield (
-                f"{_count(len(pairs), 'text')} of {second} and {first} {what}, the first at {other[text][0].where} "
-                f"({_short(text)} and {_short(like)}); `adapterhub data dedup` with --against leaves such rows out"
+                f"{LEAK}{_count(len(pairs), 'text')} of {second} and {first} {what}, the first at "
+                f"{other[text][0].where} ({_short(text)} and {_short(like)}); {LEAVE_OUT}"
             )
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.base.source import Base, open_base
 from adapterhub.data.example import Example
 from adapterhub.data.prompt import input_text
+from adapterhub.errors import ConfigError
+from adapterhub.labeling.lineage import file_hash
 from adapterhub.recipe import Recipe
 from adapterhub.recipe.curate import Curate
 from adapterhub.registry.provenance import split_record
@@ -49,6 +51,7 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
     given = np.array([places.get(str(row.label), -1) for row in train], dtype=np.int64)
     if section.target is not None:
         base = open_base(recipe.base_name, progress=lambda step, *_: tell(step))
+        check_target(recipe)
         rows = read_target(recipe.resolve(section.target), recipe.kind)
         plan = _by_influence(recipe, section, base, train, rows, given, tell)
         target = {"target": split_record(section.target, rows)}
@@ -58,6 +61,8 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
         target = {}
     kept = [row for row, stays in zip(train, plan.stays, strict=True) if stays]
     tell(f"{recipe.task}: {len(kept)} of {len(train)} rows kept by {plan.metric}")
+    for line in plan.told():
+        tell(f"{recipe.task}: {line}")
     record = {
         "keep": section.keep,
         "by": section.by,
@@ -74,6 +79,24 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
         "mask": hashlib.sha256("\n".join(sorted(row.id for row in kept)).encode()).hexdigest(),
     }
     return Curated(kept, record)
+
+
+def check_target(recipe: Recipe) -> None:
+    """Raise what is wrong with the rows that training rows are chosen towards, those that are measured on above all."""
+    from .influence import read_target
+
+    section = recipe.curate
+    if section is None or section.target is None:
+        return
+    target = recipe.resolve(section.target)
+    read_target(target, recipe.kind)
+    for split, source in recipe.data.splits():
+        path = recipe.resolve(source)
+        if split != "train" and path.is_file() and file_hash(path) == file_hash(target):
+            raise ConfigError(
+                f"{recipe.path}: curate.target has the rows of data.{split}, which are measured on: rows chosen to be "
+                "like them would flatter the task; name other rows"
+            )
 
 
 def _by_heads(

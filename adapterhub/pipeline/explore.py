@@ -52,8 +52,8 @@ class Opinion:
 class Explorer:
     """Asks everybody about one text. `refs` are adapters, `voters` prompts and others; `few_shot` of `shots` are shown.
 
-    What labels there are is said by the first classification among the adapters, else by the first prompt, else by
-    `shots`; where nothing says, the base only writes.
+    What labels there are is said by `labels`, else by the first classification among the adapters, by the first prompt,
+    or by `shots`; where nothing says, the base only writes. Raises UsageError where there is nobody to ask.
     """
 
     def __init__(
@@ -63,9 +63,12 @@ class Explorer:
         voters: Sequence[Voter] = (),
         shots: Sequence[Example] = (),
         few_shot: int = 8,
+        labels: Sequence[str] = (),
     ) -> None:
         self._hub, self._refs, self._voters = hub, tuple(refs), list(voters)
-        self._spec = self._labels_known(shots)
+        if hub.base.is_encoder and not (refs or voters):
+            raise UsageError(f"{hub.base.name} is an encoder, which by itself says nothing; name adapters on it")
+        self._spec = self._task(labels) if labels else self._labels_known(shots)
         self._prompted: list[PromptVoter] = []
         if self._spec is not None and not hub.base.is_encoder:
             self._prompted.append(_called("base, told the labels", label_prompt(self._spec, ())))
@@ -76,13 +79,17 @@ class Explorer:
     def prompt(self, name: str, template: str) -> PromptVoter:
         """Return a prompt for the labels there are, each said by its name; raises UsageError where none are known."""
         if self._spec is None:
-            raise UsageError("nothing says what labels there are; name an adapter, a file of voters or labelled rows")
+            raise UsageError("nothing says what labels there are; name them with --labels")
         words = dict(label_prompt(self._spec, ()).words)
         try:
-            return PromptVoter(name=name, prompt=template, words=words)
+            voter = PromptVoter(name=name, prompt=template, words=words)
         except ValidationError as error:
             told = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors(include_url=False))
             raise UsageError(f"no prompt: {told}; write a name, then a template such as: {{text}} It was") from error
+        if (names := fields_of(template)) != {"text"}:
+            told = ", ".join(f"{{{name}}}" for name in sorted(names - {"text"})) or "no field"
+            raise UsageError(f"the template has {told}; write {{text}} where the text goes, and no other field")
+        return voter
 
     def check_label(self, label: str) -> None:
         """Raise UsageError for a label that is none of those there are, where that is known."""
@@ -96,11 +103,11 @@ class Explorer:
                 return spec
         prompted = next((voter for voter in self._voters if isinstance(voter, PromptVoter)), None)
         labels = collect_labels(shots, "classification") if prompted is None else tuple(prompted.words)
-        return (
-            TaskSpec("classification", self._hub.base.fingerprint, self._hub.base.context_length, labels)
-            if labels
-            else None
-        )
+        return self._task(labels) if labels else None
+
+    def _task(self, labels: Sequence[str]) -> TaskSpec:
+        base = self._hub.base
+        return TaskSpec("classification", base.fingerprint, base.context_length, tuple(labels))
 
     def add(self, voter: PromptVoter) -> None:
         """Ask a further prompt from now on; one of that name is replaced."""

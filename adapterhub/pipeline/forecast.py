@@ -247,6 +247,7 @@ def _by_label(
     import numpy as np
 
     labels, gold, ladder = _indices(splits.train, splits), _indices(splits.measured[1], splits), found.ladder
+    have = np.bincount(labels, minlength=len(splits.labels))
     counts = np.array([np.bincount(labels[list(rung.rows)], minlength=len(splits.labels)) for rung in rungs], float)
     counts = counts.reshape(len(ladder.sizes), -1, len(splits.labels)).mean(axis=1)
     weight = {
@@ -256,10 +257,10 @@ def _by_label(
     classes = tuple(
         ClassForecast(
             splits.labels[place],
-            round(float(counts[-1, place])),
+            int(have[place]),
             int((gold == place).sum()),
             Forecast.of(ladder.rows(gold == place), _CLASS_DRAWS),
         )
         for place in worst
     )
-    return classes, cover(splits.labels, counts, gold, ladder, target)
+    return classes, cover(splits.labels, counts, gold, ladder, target, have=have)

@@ -15,7 +15,7 @@ from adapterhub.base.source import Progress, open_base
 from adapterhub.data.example import Example
 from adapterhub.errors import DataError, UsageError
 from adapterhub.labeling.prompts import PromptVoter, Voter, VoterFile, read_voters
-from adapterhub.labeling.stale import source_hash
+from adapterhub.labeling.sources import source_hash
 from adapterhub.registry.store import Registry
 
 from .voters import Cast, cast_votes
@@ -48,7 +48,8 @@ class Gathered:
         for name, (column, record) in said.items():
             if name in self.columns:
                 raise UsageError(f"{source}: another voter is called {name!r} already; name each otherwise")
-            self.columns[name], self.voters[name] = column, {**record, **place}
+            # Votes that came in a file know where their voter lies: that is what may be edited.
+            self.columns[name], self.voters[name] = column, dict(record) if "file" in record else {**record, **place}
 
     def votes(self, ids: Sequence[str], labels: Sequence[str] = ()) -> Votes:
         """Return the votes of all; `labels` come first, in their order."""

@@ -34,9 +34,9 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     What voters said before is not asked again. Rows that nobody votes on are left out. Raises what `gather` raises, and
     DataError where there is nothing to learn from.
     """
-    from adapterhub.labeling.corrections import lineage_of, read_corrections, with_gold
+    from adapterhub.labeling.corrections import lineage_of, of_rows, read_corrections, with_gold
     from adapterhub.labeling.label_model import fit_votes
-    from adapterhub.labeling.labelled import TRUSTED, WEAK, fit_record, matrix_hash
+    from adapterhub.labeling.labelled import TRUSTED, WEAK, fit_record, matrix_hash, rows_hashes
     from adapterhub.labeling.votes import GOLD, NO_VOTE
 
     section = recipe.labelling
@@ -53,8 +53,11 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     voters, votes = dict(found.voters), found.votes([row.id for row in rows], names)
     if section.corrections is not None:
         corrections = read_corrections(recipe.resolve(section.corrections))
-        votes = with_gold(votes, corrections)
+        said = of_rows(corrections, rows)
+        votes = with_gold(votes, said)
         voters[GOLD] = lineage_of(recipe.resolve(section.corrections), corrections)
+        if others := len({each.id for each in said} - set(votes.ids)):
+            tell(f"{recipe.task}: {others} correction(s) of {section.corrections} are of rows that {data.name} has not")
     if not (votes.matrix != NO_VOTE).any():
         raise DataError(f"{data}: no voter votes on any row; there is nothing to learn from")
     fit = fit_votes(votes, section.model, section.balance)
@@ -75,7 +78,7 @@ def make_labels(recipe: Recipe, registry: Registry | None = None, tell: Tell = l
     labelling = {
         "votes": {"matrix": matrix_hash(votes)},
         "voters": voters,
-        "rows": {"written": len(kept), "uncovered": len(rows) - len(kept)},
+        "rows": {"written": len(kept), "uncovered": len(rows) - len(kept), **rows_hashes(rows)},
         "label_model": fit_record(fit),
     }
     return Labelled(examples, labelling)

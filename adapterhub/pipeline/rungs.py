@@ -74,11 +74,14 @@ class Outcomes:
         self._folder = folder
 
     def get(self, key: str) -> np.ndarray | None:
-        """Return float32 [measured rows] of a rung, None where it is not known."""
+        """Return float32 [measured rows] of a rung, None where it is not known, or what is kept is damaged."""
         import numpy as np
 
-        file = self._folder / f"{key}.npy"
-        return np.load(file, allow_pickle=False) if file.is_file() else None
+        try:
+            found: np.ndarray = np.load(self._folder / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return found
 
     def put(self, key: str, wrong: Any) -> None:
         """Keep what was wrong."""

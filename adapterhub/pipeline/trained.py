@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.folders import cache_root
-from adapterhub.registry.disk import remove, temporary_name
+from adapterhub.registry.disk import TEMPORARY, remove, temporary_name
 from adapterhub.registry.provenance import split_record
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _RESULT = "result.json"
 # Adapters of least recent use go when all of them together take more.
 _MOST_BYTES = 2 << 30
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,14 @@ class TrainedRuns:
         return KeptRun(folder, result.best, result.seconds)
 
     def make_room(self, wanted: Collection[Path] = ()) -> None:
-        """Remove adapters used longest ago, but none that is wanted, while all together take too much."""
+        """Remove adapters used longest ago, but none that is wanted, while all together take too much.
+
+        What a killed process left half written goes too.
+        """
+        for folder in self._root.glob(f"{TEMPORARY}*"):
+            with suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                    remove(folder)
         found = []
         for folder in self._root.glob("[!.]*"):
             with suppress(FileNotFoundError):  # another process makes room as well

@@ -11,9 +11,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.data.example import Example
+from adapterhub.data.example import Example, asked_of
 from adapterhub.data.prompt import render_text
 from adapterhub.data.task import PromptSpec
 from adapterhub.errors import ConfigError, DataError, EndpointError, InvalidRequest, UsageError
@@ -86,8 +87,7 @@ class _Prompted:
         self._written = {step.into for step in voter.chain}
         used = fields_of(voter.prompt).union(*(fields_of(step.prompt) for step in voter.chain))
         self._used = sorted(used - self._written)
-        folder = cache_root() / "answers" / hub.base.fingerprint.removeprefix("sha256:")[:16]
-        self._cache = AnswerCache(folder / "prompts.sqlite")
+        self._cache = AnswerCache(_answers_of(hub) / "prompts.sqlite")
 
     def cast(self) -> Cast:
         import numpy as np
@@ -150,6 +150,11 @@ class _Prompted:
         return f"{self._voter.code_hash()}:{_text_hash(fields)}"
 
 
+def _answers_of(hub: AdapterHub) -> Path:
+    """Return the folder of what the base of `hub`, and adapters on it, answered."""
+    return cache_root() / "answers" / hub.base.fingerprint.removeprefix("sha256:")[:16]
+
+
 def _cast_by_adapter(voter: AdapterVoter, examples: Sequence[Example], hub: AdapterHub, watch: Watch) -> Cast:
     target = hub.target(voter.adapter)
     if target.spec is None or target.spec.kind != "classification":
@@ -159,16 +164,31 @@ def _cast_by_adapter(voter: AdapterVoter, examples: Sequence[Example], hub: Adap
             f"voter {voter.name!r} renames {strange[0]!r}, which {voter.adapter!r} has not; it has "
             f"{', '.join(target.spec.labels)}"
         )
+    inputs = [asked_of(example, "classification") for example in examples]
+    # What an adapter says is its weights' and its rules', of which thresholds may have been set anew.
+    keys = [f"{target.digest}:{target.rules}:{_text_hash(each)}" for each in inputs]
+    cache = AnswerCache(_answers_of(hub) / "adapters.sqlite")
+    known = cache.get(keys)
+    missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in known}
+    asked = 0
+    rest = iter(missing.items())
+    while part := list(islice(rest, _TOGETHER)):
+        answers = hub.answers(target, (each for _, each in part))
+        fresh = {
+            key: [each.label, max((each.probs or {}).values(), default=0.0)]
+            for (key, _), each in zip(part, answers, strict=True)
+        }
+        cache.put(fresh)
+        known |= fresh
+        asked += len(part)
+        watch(voter.name, asked, len(missing))
     votes: list[str | None] = []
-    chances: list[float] = []
-    for answer in hub.answers(target, (example.fields for example in examples)):
-        chances.append(max((answer.probs or {}).values(), default=0.0))
-        label = None if answer.label is None or chances[-1] < voter.abstain_below else answer.label
-        votes.append(None if label is None else voter.labels.get(label, label))
-        watch(voter.name, len(votes), len(examples))
+    for label, chance in (known[key] for key in keys):
+        silent = label is None or chance < voter.abstain_below
+        votes.append(None if silent else voter.labels.get(label, label))
     about = {"adapter": voter.adapter, "digest": target.digest}
     digest = _text_hash({"voter": voter.vote_hash(), **about})
-    return Cast(voter.name, votes, "adapter", digest, len(votes), about, chances)
+    return Cast(voter.name, votes, "adapter", digest, asked, about, [known[key][1] for key in keys])
 
 
 def _cast_by_endpoint(voter: EndpointVoter, examples: Sequence[Example], watch: Watch) -> Cast:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from adapterhub.errors import AdapterHubError, Overloaded
+from adapterhub.errors import AdapterHubError, FileMissing, Overloaded
 from adapterhub.folders import sync_folder
 
 TEMPORARY = ".tmp-"
@@ -56,6 +56,8 @@ def replace_file(path: Path, text: str) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write a file that takes the place of `path` when the block ends, whole and on the disk."""
+    if not path.absolute().parent.is_dir():
+        raise FileMissing(f"{path}: there is no folder {str(path.absolute().parent)!r} to write into; make it first")
     temporary = path.with_name(temporary_name())
     try:
         yield temporary

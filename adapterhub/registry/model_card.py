@@ -229,6 +229,14 @@ def _lineage(card: Card) -> str:
         for split, part in card.data.items()
         if part.get("sha256")
     ]
+    # A card may be a stranger's: what is not as ours write it is left out.
+    model = card.labelling.get("label_model")
+    if isinstance(model, Mapping) and isinstance(card.labelling.get("voters"), Mapping):
+        voters = ", ".join(_code(name) for name in card.labelling["voters"])
+        rows.append(("labels", f"by {_code(model.get('model', '?'))} from {voters}"))
+    if "kept" in card.curation and "dropped" in card.curation:
+        kept, dropped, by = (card.curation.get(name) for name in ("kept", "dropped", "metric"))
+        rows.append(("curated", f"{_text(kept)} rows kept by {_code(by)}, {_text(dropped)} left out"))
     if card.git_commit:
         rows.append(("commit", _code(card.git_commit)))
     rows.append(("digest", _code(card.digest)))

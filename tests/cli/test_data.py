@@ -122,6 +122,18 @@ def test_embed(base: str) -> None:
     assert "60 rows, 32 features each" in result.stderr
     assert isinstance(refused("embed", file, "--out", "rows.txt"), UsageError)
     assert isinstance(refused("embed", file, "--kind", "poetry"), UsageError)
+    assert "there is no folder" in str(refused("embed", file, "--out", "none/rows.npy"))
+
+
+def test_what_is_asked_wrongly_is_refused_before_anything_is_read() -> None:
+    nowhere = ("none.jsonl", "--out", "o.jsonl")  # were it read first, that would be what is wrong
+    assert "there are auto, random, easy, hard" in str(refused("prune", *nowhere, "--keep", "1", "--by", "el2n"))
+    assert "prototype, influence" in str(refused("score", *nowhere, "--by", "el2n,beauty"))
+    file = write("rows.jsonl", ROWS)
+    unread = ("select", file, "--out", "o.jsonl", "--base", "no-such-base")
+    assert "there is no rule 'beauty'" in str(refused(*unread, "--by", "beauty"))
+    assert "name 1 to 60" in str(refused(*unread, "--budget", "61"))
+    assert "is rows.jsonl itself" in str(refused("dedup", file, "--against", file, "--out", "o.jsonl"))
 
 
 def test_score(base: str) -> None:
@@ -150,6 +162,9 @@ def test_a_suspect_row_is_told(base: str) -> None:
     suspects = {row["text"]: row["suggested"] for row in lines("scored.jsonl") if row.get("suspect")}
     assert suspects[ROWS[0]["text"]] == "greet"
     assert suspects[ROWS[1]["text"]] == "part"
+    # A verdict of an earlier run does not outlive it.
+    record("score", "scored.jsonl", "--by", "prototype", "--base", base, "--out", "again.jsonl")
+    assert not any("suspect" in row or "suggested" in row for row in lines("again.jsonl"))
 
 
 def test_prune(base: str) -> None:
@@ -277,7 +292,12 @@ def test_coverage_of_fields() -> None:
     told = run("coverage", train, "--test", test, "--answers", answers)
     assert told.stdout == ""
     assert "date                        1 rows, F1 0.0% on 1" in told.stderr
-    assert "twice the rows of a field: +33.3 points of its F1" in told.stderr
+    assert "fields have too few different counts for a curve; half of them have 4 rows or more" in told.stderr
+    assert "twice the rows" not in told.stderr  # through two points there is always a line
+    Path("answers.jsonl").write_text('{"completion": "{\\"time\\": 1}\u2028"}\n\n{"completion": "oh"}\n', "utf-8")
+    assert record("coverage", train, "--test", test, "--answers", answers)["fitted"] is False
+    Path("answers.jsonl").write_bytes(b'{"completion": "\xff"}\n{"completion": ""}\n')
+    assert "answers.jsonl:1" in str(refused("coverage", train, "--test", test, "--answers", answers))
     unmeasured = run(
         "coverage",
         train,

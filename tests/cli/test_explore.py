@@ -98,6 +98,8 @@ def test_what_one_likes_is_kept(talk: Try, tmp_path: Path) -> None:
         (":keep x\n", ":keep NAME keeps a prompt"),
         (":prompt x {\n", "is not a field name in braces"),
         (":prompt\n", "write a name, then a template"),
+        (":prompt x It was\n", "the template has no field; write {text}"),
+        (":prompt x {text} {title}\n:keep x\n", "the template has {title}; write {text}"),
     ],
 )
 def test_a_wrong_line_is_told_and_the_talk_goes_on(talk: Try, tmp_path: Path, lines: str, wrong: str) -> None:
@@ -128,4 +130,19 @@ def test_without_anything_that_says_labels_the_base_writes(talk: Try) -> None:
     assert code == 0
     assert [each["who"].split()[-1] for each in json.loads(out)["answers"]] == ["writes", "writer"]
     code, _, said = talk(":prompt x {text} y\n", "writer")
-    assert "nothing says what labels there are" in said
+    assert "nothing says what labels there are; name them with --labels" in said
+
+
+def test_the_first_prompt_needs_nothing_but_the_names_of_labels(talk: Try, tmp_path: Path) -> None:
+    voters = tmp_path / "voters.yaml"
+    lines = "hello\n:prompt mood {text} It was\n:keep mood\n"
+    code, _, said = talk(lines, "--labels", "good,bad", "--voters", str(voters))
+    assert code == 0
+    assert "base, told the labels" in said
+    (kept,) = read_voters(voters).voters
+    assert isinstance(kept, PromptVoter)
+    assert tuple(kept.words) == ("good", "bad")
+    assert "on many rows it is calibrated by all of them" in said
+    code, _, said = talk("hello\n", "--labels", "good")
+    assert code == 2
+    assert "name two labels or more" in said

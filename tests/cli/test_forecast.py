@@ -87,13 +87,13 @@ def test_what_is_said_of_a_target() -> None:
 
 def test_what_is_said_of_labels() -> None:
     labels = tuple(LabelCount(f"l{place}", place, 9, 0.5) for place in range(8))
-    told = told_of(Coverage(labels, 0.9, 0.021, 0.8, 100, 4), "label").splitlines()
+    told = told_of(Coverage(labels, 0.9, 0.021, 0.8, 100, 4, fitted=True), "label").splitlines()
     assert told[0] == "twice the rows of a label: +2.1 points of its accuracy, on average"
     assert told[1] == "a label needs about 100 rows for 90.0%"
     assert told[2] == "8 of 8 labels have not even half of that"
     assert told[3] == "  l0: 0 rows, 100 too few"
     assert told[-1] == "  and 3 more, see --json"
-    told = told_of(Coverage(labels, 0.9, None, None, None, 4), "label").splitlines()
+    told = told_of(Coverage(labels, 0.9, None, None, None, 4, fitted=True), "label").splitlines()
     assert told == [
         "the curve over all labels does not reach 90.0%; half of them have 4 rows or more",
         "2 of 8 labels have not even half of that",

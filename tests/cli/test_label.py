@@ -180,6 +180,10 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [example.id for example in examples] == ["1", "2"]
     assert "a" in (examples[0].labels or ())
     assert "a" not in (examples[1].labels or ())
+    assert record["by_label"]["a"]["balance_source"] == record["balance_source"] == "votes, silence as no"
+    assert record["by_label"]["a"]["why"] == "its share is counted from the votes"
+    given = told("fit", str(votes), "--multilabel", "--out", str(out), "--balance", "a=0.5,b=0.5")
+    assert given["by_label"]["a"]["balance_source"] == "given"
     run("fit", str(votes), "--multilabel", "--out", str(out))
     assert lines(out)[2]["labels"] is None
     gold = tmp_path / "gold.jsonl"
@@ -206,6 +210,45 @@ def test_copies_and_doubt_are_said(tmp_path: Path) -> None:
         write_votes(tmp_path / "votes.csv", named(votes, 2))
         result = run("fit", str(tmp_path / "votes.csv"), "--out", str(tmp_path / "out.jsonl"))
         assert piece in result.stderr
+
+
+def test_only_the_labels_that_are_named_may_be_voted_for(tmp_path: Path) -> None:
+    votes, out = tmp_path / "votes.csv", tmp_path / "out.jsonl"
+    votes.write_text("v,w\na,b\nb,-1\na,a\n")
+    for command in (("fit", str(votes), "--out", str(out)), ("report", str(votes))):
+        with pytest.raises(DataError, match="voter 'w' says '-1'"):
+            run(*command, "--labels", "a,b")
+    with pytest.raises(DataError, match="a voter names '-1', which is no label"):
+        run("fit", str(votes), "--out", str(out), "--labels", "a,b", "--multilabel")
+    assert not out.exists()
+    silent = tmp_path / "silent.csv"
+    silent.write_text("v,w\n,\n,\n")
+    with pytest.raises(UsageError, match="no voter votes on any row"):
+        run("fit", str(silent), "--out", str(out))
+    excel = tmp_path / "excel.csv"
+    excel.write_text("id;v;w\n1;a;b\n")
+    with pytest.raises(DataError, match="separate columns by commas"):
+        run("fit", str(excel), "--out", str(out))
+
+
+def test_what_is_read_is_not_written_over(made: tuple[Path, np.ndarray], rows: Path) -> None:
+    votes, _ = made
+    before = votes.read_bytes(), rows.read_bytes()
+    for out in (votes, rows):
+        with pytest.raises(UsageError, match="is what is read here"):
+            run("fit", str(votes), "--data", str(rows), "--out", str(out))
+    with pytest.raises(UsageError, match="there is no folder"):
+        run("fit", str(votes), "--out", str(votes.parent / "no" / "out.jsonl"))
+    assert (votes.read_bytes(), rows.read_bytes()) == before
+
+
+def test_a_voter_that_nearly_always_says_the_same_is_named(tmp_path: Path) -> None:
+    votes = tmp_path / "votes.csv"
+    lines = "".join(f"{'a' if row % 2 else 'b'},a\n" for row in range(20))
+    votes.write_text(f"good,parrot\n{lines}")
+    assert told("fit", str(votes), "--out", str(tmp_path / "out.jsonl"))["near_constant"] == ["parrot"]
+    said = run("fit", str(votes), "--out", str(tmp_path / "out.jsonl")).stderr
+    assert "nearly always the same label, which tells little: parrot" in said
 
 
 def test_report(made: tuple[Path, np.ndarray]) -> None:

@@ -80,15 +80,18 @@ def test_the_back_test_leaves_out_the_largest_size() -> None:
     kind = Forecast.of(flat([0.8, 0.4, 0.2, 0.1])).backtest
     assert kind is not None
     assert kind.best in ("power", "power without c")
-    # A largest size far beyond the others is asked for where their reach ends.
-    far = Ladder((25, 50, 100, 4000), flat(errors[:4]).wrong)
-    assert Forecast.of(far).backtest.predicted.n == 400  # type: ignore[union-attr]
+    # A largest size beyond the reach of the others is not foretold by them.
+    assert Forecast.of(Ladder((25, 50, 100, 401), flat(errors[:4]).wrong)).backtest is None
+    assert Forecast.of(Ladder((25, 50, 100, 400), flat(errors[:4]).wrong)).backtest is not None
 
 
 def test_no_error_at_all_is_not_sure_to_stay_so() -> None:
     found = Forecast.of(flat([0.1, 0.0, 0.0, 0.0], rows=50))
     assert found.at(400).low < 0.001
     assert 0.05 < found.at(800).high < 0.07  # 1 - 0.05 ** (1 / 50)
+    wrong = Forecast.of(flat([1.0, 1.0, 1.0, 1.0], rows=2)).rungs()[-1]
+    assert (wrong.error, wrong.high) == (1.0, 1.0)
+    assert wrong.low == pytest.approx(0.05**0.5)  # two rows that are wrong do not say that all are
 
 
 def test_the_record_and_its_limits() -> None:

@@ -43,6 +43,7 @@ def test_each_form_recovers_its_own() -> None:
         "0.5 exp(-2 n) + 0.25",
         "0.5 log(2 / n) + 0.25",
     ]
+    assert str(Curve("power", 0.5, 2.0, 4e-17, 9.0)) == "0.5 n^-2 + 0"
 
 
 @given(errors=st.lists(numbers, min_size=5, max_size=5), form=st.sampled_from(list(FORMS)))

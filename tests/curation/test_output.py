@@ -60,7 +60,13 @@ def test_where_rows_cannot_go(tmp_path: Path) -> None:
         check_output(tmp_path / "none" / "out.jsonl")
     with pytest.raises(UsageError, match="no row is lost"):
         check_output(tmp_path / "." / "rows.jsonl", source)
-    check_output(tmp_path / "out.jsonl", source, tmp_path / "absent.jsonl")
+    check_output(tmp_path / "out.jsonl", source, tmp_path / "absent.jsonl", None)
+    with pytest.raises(UsageError, match="--page would write"):
+        check_output(tmp_path / "out.jsonl", source, page=source)
+    gone = tmp_path / "rows.jsonl.dropped.jsonl"  # rows that went from rows.jsonl, read to be put there
+    gone.write_text("")
+    with pytest.raises(UsageError, match=r"rows\.jsonl\.dropped\.jsonl', which is also read"):
+        check_output(source, gone)
 
 
 def test_reasons_come_first() -> None:

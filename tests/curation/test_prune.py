@@ -84,6 +84,25 @@ def test_auto_on_wrong_labels_takes_the_easy() -> None:
     assert isinstance(plan.reason(row)["score"], float)
 
 
+def test_few_rows_do_not_tell_whether_hard_ones_are_wrong() -> None:
+    features, labels = clouds(40)
+    with pytest.raises(DataError, match="fewer than 50 labelled rows of two classes do not tell"):
+        make_plan(features, labels, 3, "hard", 0.5)
+    assert make_plan(features, labels, 3, "hard", 0.5, force=True).metric == "hard"
+    assert make_plan(features, labels, 3, "easy", 0.5).metric == "easy"
+
+
+def test_a_row_that_was_not_judged_says_so() -> None:
+    features, labels = clouds(100)
+    labels[:10] = -1
+    plan = make_plan(features, labels, 3, "easy", 0.5)
+    reasons = {row: plan.reason(row) for row in plan.dropped()}
+    assert {reasons[row]["reason"] for row in reasons if row < 10} == {
+        "easy, which tells nothing of a row without an answer"
+    }
+    assert {reasons[row]["reason"] for row in reasons if row >= 10} == {"easy"}
+
+
 def test_random_needs_no_trial() -> None:
     plan = make_plan(np.zeros((10, 2), np.float32), np.full(10, -1), 0, "random", 0.3)
     assert (plan.stays.sum(), plan.trial, plan.noise, plan.accuracy()) == (3, None, None, {})

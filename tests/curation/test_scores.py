@@ -36,6 +36,24 @@ def test_wrong_labels_look_hard() -> None:
     assert look_out(features, gold, 3).noise < judged.noise / 2
 
 
+def test_a_class_of_one_row_makes_no_other_suspect() -> None:
+    features, labels = clouds(300)
+    before = look_out(features, labels, 3)
+    assert before.noise < 0.02
+    lone = np.concatenate([features, features[:1] + 0.5])
+    after = look_out(lone, np.concatenate([labels, [3]]), 4)
+    assert after.noise < 0.02
+    assert 3 not in after.rival
+
+
+def test_a_suspect_row_s_other_class_is_likelier_than_its_own() -> None:
+    features, labels = clouds(400, apart=1.0)  # classes that lie in each other
+    found = look_out(features, labels, 3)
+    assert found.suspect.any()
+    assert (found.other > found.own)[found.suspect].all()
+    assert (found.rival != labels).all()
+
+
 def test_equal_seeds_give_equal_scores() -> None:
     features, labels = clouds(100)
     first, again, other = (score_rows(features, labels, 3, ["el2n"], seed=seed)["el2n"] for seed in (1, 1, 2))

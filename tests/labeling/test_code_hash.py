@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import deque
@@ -10,6 +11,7 @@ from datetime import date
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,6 +106,58 @@ def test_a_module_beside_the_file_counts(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+FORMS = {
+    "a bound method of a pattern": "find = re.compile('a').search\n",
+    "a list of a class": (
+        "class Of:\n    words = ['a']\ndef find(text): return any(each in text for each in Of.words)\n"
+    ),
+    "a class method": "class Of:\n    @classmethod\n    def find(cls, text): return 'a' in text\nfind = Of.find\n",
+    "a static method": "class Of:\n    @staticmethod\n    def find(text): return 'a' in text\nfind = Of.find\n",
+    "a property": (
+        "class Of:\n    @property\n    def word(self): return 'a'\nof = Of()\ndef find(text): return of.word in text\n"
+    ),
+    "what a class inherits": (
+        "class Base:\n    words = {'a'}\nclass Of(Base):\n    def find(self, text): return text in self.words\n"
+        "find = Of().find\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_what_is_written_in_another_form_counts_too(tmp_path: Path, form: str) -> None:
+    rule = "@labeling_function\ndef rule(e):\n    return 'x' if find(e.text) else ABSTAIN\n"
+    first, again, other = (hash_of(tmp_path, HEAD + each + rule) for each in (form, form, form.replace("'a'", "'q'")))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("edited", ["words_far", "shelf_far.deep", "shelf_far.deeper"])
+def test_what_a_module_imports_counts(tmp_path: Path, edited: str) -> None:
+    files = {
+        "lexicon_far": "from words_far import WORDS\ndef say(e): return WORDS[0]\n",
+        "words_far": "WORDS = ['x']\n",
+        "shelf_far.__init__": "",
+        "shelf_far.deep": "from .deeper import WORDS\ndef say(e): return WORDS[0]\n",
+        "shelf_far.deeper": "WORDS = ['x']\n",
+    }
+    source = (
+        "import lexicon_far\nimport shelf_far.deep\n"
+        + HEAD
+        + "@labeling_function\ndef rule(e):\n    return lexicon_far.say(e) or shelf_far.deep.say(e)\n"
+    )
+    found = []
+    for addition in ("", "# nothing\n", "OTHER = 1\n"):
+        for name, text in files.items():
+            path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text + (addition if name == edited else ""))
+        for name in files:
+            sys.modules.pop(name.removesuffix(".__init__"), None)
+        found.append(hash_of(tmp_path, source))
+    for name in files:
+        sys.modules.pop(name.removesuffix(".__init__"), None)
+    assert found[0] == found[1] != found[2]
+
+
 def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:
     here = hash_of(tmp_path, FILE)
     code = (
@@ -122,6 +176,30 @@ class Size(Enum):
 @dataclass
 class Setting:
     least: int
+
+
+class Listed:
+    made_of: tuple[str, ...] = ("a",)
+
+    @classmethod
+    def made(cls) -> int:
+        return len(cls.made_of)
+
+    @staticmethod
+    def listed() -> str:
+        return "a"
+
+
+class Words(Listed):
+    words: ClassVar = ["a", re.compile("b")]
+
+
+class Phrases(Listed):
+    words: ClassVar = ["a", re.compile("c")]
+
+    @staticmethod
+    def listed() -> str:
+        return "b"
 
 
 class Counter:
@@ -151,6 +229,12 @@ def test_objects_count_by_what_can_be_seen_of_them() -> None:
         (deque([1]), deque([2])),
         ([1, [2]], [1, 2]),
         (len, max),
+        (re.compile("a").search, re.compile("b").search),
+        ("abc".count, "abd".count),
+        ("abc".__contains__, "abd".__contains__),
+        (Words().listed, Phrases().listed),
+        (Words.made, Phrases.made),
+        (Words(), Phrases()),
         (Size.BIG, Size.SMALL),
         (Setting(1), Setting(2)),
         (partial(max, 1), partial(max, 2)),

@@ -38,6 +38,22 @@ def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
     assert votes.matrix.tolist() == [[1, NO_VOTE], [NO_VOTE, 0]]
 
 
+def test_a_lone_voter_abstains_with_an_empty_line(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text("v1\na\nb\n\na\n\n")
+    votes = read_votes(path)
+    assert votes.ids == ("1", "2", "3", "4", "5")
+    assert votes.column("v1") == ["a", "b", None, "a", None]
+
+
+def test_a_vote_for_no_label_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text("id,v,w\nr1,a,b\nr2,a,-1\n")
+    assert read_votes(path).only(["b", "-1", "a"]).voters == ("v", "w")
+    with pytest.raises(DataError, match="voter 'w' says '-1' of the row 'r2', which is no label; the labels are a, b"):
+        read_votes(path).only(["a", "b"])
+
+
 def test_given_labels_keep_their_order(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text("id,a\nx,yes\n")

@@ -99,7 +99,8 @@ def test_empty_repeated_and_shared_texts_are_warnings(tmp_path: Path) -> None:
         f"train.jsonl: 2 rows with the text of an earlier one, the first at {tmp_path}/train.jsonl:18",
         f"train.jsonl: 1 text with different answers, the first at {tmp_path}/train.jsonl:2 "
         f"and {tmp_path}/train.jsonl:19",
-        f"test and train share 1 text, the first at {tmp_path}/test.jsonl:3 ('hello 1'); test metrics will flatter",
+        f"LEAK: test and train share 1 text, the first at {tmp_path}/test.jsonl:3 ('hello 1'); test metrics will "
+        "flatter; `adapterhub data dedup` with --against leaves such rows out",
     ]
 
 
@@ -122,8 +123,8 @@ def test_rows_out_of_scope_are_counted_and_looked_over(tmp_path: Path) -> None:
     assert report.warnings == [
         f"out_of_scope.test and train share 1 text, the first at {tmp_path}/o.jsonl:2 ('hello 1'); "
         "rows out of scope have no label",
-        f"out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
-        "out_of_scope.test metrics will flatter",
+        f"LEAK: out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
+        "out_of_scope.test metrics will flatter; `adapterhub data dedup` with --against leaves such rows out",
     ]
     write("v", {"label": "oos"})
     (tmp_path / "o.jsonl").unlink()
@@ -151,7 +152,7 @@ def test_generation_compares_what_the_base_reads(tmp_path: Path) -> None:
     ]
     test = [{"messages": turns[:1], "completion": "other"}]
     report = check(tmp_path, rows, test, "prompt.template='{prompt} {asked}'", kind="generation")
-    assert [warning.split(",")[0] for warning in report.warnings] == ["test and train share 1 text"]
+    assert [warning.split(",")[0] for warning in report.warnings] == ["LEAK: test and train share 1 text"]
     assert check(tmp_path, rows[:2], [], kind="generation").warnings[0].startswith("train.jsonl: 1 row with the text")
 
 
@@ -187,7 +188,8 @@ def test_equal_and_contradicting_pairs_are_warnings(tmp_path: Path) -> None:
         f"train.jsonl: 1 row(s) equal to an earlier one, the first at {tmp_path}/train.jsonl:5",
         "train.jsonl: 1 negative(s) that are a positive of the same text in another row, the first at "
         f"{tmp_path}/train.jsonl:6 and {tmp_path}/train.jsonl:1",
-        f"test and train share 1 text, the first at {tmp_path}/test.jsonl:1 ('where is it'); test metrics will flatter",
+        f"LEAK: test and train share 1 text, the first at {tmp_path}/test.jsonl:1 ('where is it'); test metrics will "
+        "flatter; `adapterhub data dedup` with --against leaves such rows out",
     ]
     rows = [*PREFERRED, PREFERRED[2], {"prompt": "p0", "chosen": "no", "rejected": "yes 1"}]
     report = check(tmp_path, rows, [{"prompt": "q", "chosen": "a", "rejected": "b"}], kind="preference")
@@ -265,7 +267,7 @@ def test_a_home_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert all("leads nowhere" in problem for problem in report.problems)
 
 
-def test_texts_that_are_nearly_in_another_split(tmp_path: Path) -> None:
+def test_texts_that_are_nearly_in_another_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "Where can I see how much of the delivery fee was refunded"
     train = [*TRAIN, {"text": long, "label": "greet"}, {"text": "", "label": "greet"}]
     test = [
@@ -273,9 +275,17 @@ def test_texts_that_are_nearly_in_another_split(tmp_path: Path) -> None:
         {"text": long + "?s", "label": "greet"},
         {"text": " ", "label": "part"},
     ]
-    warnings = "\n".join(check(tmp_path, train, test).warnings)
-    assert "1 text of test and train are equal but for case and punctuation" in warnings
+    report = check(tmp_path, train, test)
+    assert report.leaks
+    warnings = "\n".join(report.warnings)
+    assert "LEAK: 1 text of test and train are equal but for case and punctuation" in warnings
     assert "test.jsonl:1 ('Hello, 3!' and 'hello 3')" in warnings
     assert "1 text of test and train are nearly the same" in warnings
     assert "adapterhub data dedup" in warnings
-    assert not any("nearly" in each or "but for" in each for each in check(tmp_path).warnings)
+    fine = check(tmp_path)
+    assert not fine.leaks
+    assert not any("nearly" in each or "but for" in each for each in fine.warnings)
+    monkeypatch.setattr("adapterhub.curation.across.MOST_TEXTS", 3)
+    warnings = "\n".join(check(tmp_path, train, test).warnings)
+    assert "too many to look here for those that are nearly the same" in warnings
+    assert "are nearly the same, the first" not in warnings

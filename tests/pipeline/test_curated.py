@@ -110,5 +110,15 @@ def test_a_target_that_cannot_be_is_refused(tmp_path: Path) -> None:
         load_recipe(curated(tmp_path, keep=0.5, target="wanted.jsonl"))
     with pytest.raises(ConfigError, match="which is measured on"):
         load_recipe(curated(tmp_path, keep=0.5, by="influence", target="test.jsonl"))
+    # However it is called, and whatever file it is in.
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "test.jsonl").read_bytes())
+    for name in ("./test.jsonl", "copy.jsonl"):
+        path = curated(tmp_path, keep=0.5, by="influence", target=name, base=None)
+        (problem,) = check_recipe(path).problems
+        assert "curate.target has the rows of data.test, which are measured on" in problem
+        with pytest.raises(ConfigError, match=r"curate\.target has the rows of"):
+            read_splits(load_recipe(path))
+    missing = check_recipe(curated(tmp_path, keep=0.5, by="influence", target="none.jsonl", base=None))
+    assert any("none.jsonl" in problem for problem in missing.problems)
     with pytest.raises(ConfigError, match="only classification and multilabel and generation rows"):
         load_recipe(curated(tmp_path, keep=0.5, by="influence", target="wanted.jsonl"), ["kind=embedding"])

@@ -133,6 +133,10 @@ def test_heads_climb(tmp_path: Path) -> None:
         wrong.sum()
     )
     assert {each["train"] for each in record["coverage"]["labels"]} == {40}
+    # A shorter ladder does not make the rows fewer that each label has.
+    part = run(path, by="heads", base=str(tmp_path / "encoder"), sizes=(10, 20, 30))
+    assert part.coverage is not None
+    assert {each.train for each in part.coverage.labels} == {each.train for each in part.classes} == {40}
     draw(found, tmp_path / "forecast.png")
     assert (tmp_path / "forecast.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from adapterhub.data.example import content_id
+from adapterhub.data.files import read_examples
 from adapterhub.errors import ConfigError, DataError, FileMissing, UsageError
+from adapterhub.labeling.correct import correct_rows
 from adapterhub.labeling.corrections import Correction, append_corrections
 from adapterhub.labeling.lineage import write_lineage
 from adapterhub.labeling.prompts import read_voters
-from adapterhub.labeling.stale import stale_voters
+from adapterhub.labeling.sources import source_hash
+from adapterhub.labeling.stale import remember_places, stale_voters
+from adapterhub.labeling.votes import write_votes
 from adapterhub.pipeline.build import build
 from adapterhub.pipeline.check import check_recipe as check
-from adapterhub.pipeline.labelled import make_labels
+from adapterhub.pipeline.gather import gather
+from adapterhub.pipeline.labelled import bare, make_labels
 from adapterhub.pipeline.splits import read_splits
 from adapterhub.recipe import load_recipe
 from adapterhub.registry.store import Registry
@@ -72,7 +77,13 @@ def test_votes_become_soft_labels_and_silence_is_left_out(tmp_path: Path) -> Non
         assert sum(row.probs.values()) == pytest.approx(1.0)
         assert row.label == max(row.probs, key=lambda label: row.probs[label])  # type: ignore[index]
         assert row.source == "weak"
-    assert made.labelling["rows"] == {"written": len(heard), "uncovered": 80 - len(heard)}
+    rows = made.labelling["rows"]
+    assert (rows["written"], rows["uncovered"]) == (len(heard), 80 - len(heard))
+    ids, texts = rows["ids"], rows["texts"]
+    write_rows(tmp_path / "train.jsonl", [{"text": row.text + "x"} for row in toy_rows(80, 0)])
+    other = make_labels(recipe).labelling["rows"]
+    assert other["ids"] != ids
+    assert other["texts"] != texts
     assert set(made.labelling["voters"]) == {"first", "second"}
     assert made.labelling["voters"]["second"]["where"].startswith("rules.py:")
 
@@ -104,6 +115,26 @@ def test_corrections_count_more_than_voters(tmp_path: Path) -> None:
     assert made.labelling["voters"]["gold"]["kind"] == "people"
 
 
+@pytest.mark.parametrize("row", [{}, {"label": "blue"}, {"id": "seven"}])
+def test_what_was_served_is_corrected_by_its_text(tmp_path: Path, row: dict[str, str]) -> None:
+    path = raw_recipe(tmp_path, corrections="corrections.jsonl")
+    texts = [each.text for each in toy_rows(80, 0)]
+    silent = next(text for text in texts if not covered(text))
+    rows: list[dict[str, Any]] = [{"text": text, **(row if text == silent else {})} for text in texts]
+    write_rows(tmp_path / "train.jsonl", rows)
+    for text in (silent, "never seen"):  # as `label feedback` writes them
+        said = Correction(content_id({"text": text}), None, "red", "mara", "2026-01-31T12:00:00Z")
+        append_corrections(tmp_path / "corrections.jsonl", [said])
+    told: list[str] = []
+    made = make_labels(load_recipe(path), tell=told.append)
+    assert [each.label for each in made.examples if each.text == silent] == ["red"]
+    assert any("1 correction(s) of corrections.jsonl are of rows that train.jsonl has not" in line for line in told)
+    out = tmp_path / "corrected.jsonl"
+    assert correct_rows(tmp_path / "train.jsonl", tmp_path / "corrections.jsonl", out) == (1, 1)
+    right = [each for each in read_examples(out, "classification", labelled=False) if each.text == silent]
+    assert [(each.label, each.source) for each in right] == [("red", "corrected by mara")]
+
+
 def test_prompts_and_files_of_votes_vote_beside_rules(tmp_path: Path) -> None:
     path = raw_recipe(tmp_path, voters=["rules.py", "prompts.yaml", "votes.csv"])
     words = ", ".join(f"{label}: ' {label}'" for label in LABELS)
@@ -131,14 +162,63 @@ def test_from_raw_text_to_a_version_that_knows_its_voters(tmp_path: Path) -> Non
     assert card.recipe["labels"]["voters"] == ["rules.py"]
 
     def stale() -> dict[str, str]:
-        return stale_voters(version.digest, card.labelling, lambda ref: registry.resolve(ref).digest)
+        return stale_voters(version.task, version.digest, card.labelling, lambda ref: registry.resolve(ref).digest)
 
     assert stale() == {}
     rules = tmp_path / "rules.py"
     rules.write_text(rules.read_text().replace("# what it says", "# other words, same code"))
     assert stale() == {}
     rules.write_text(rules.read_text() + "\nX = 1\n")
-    assert stale() == dict.fromkeys(("first", "second"), "rules.py was edited since")
+    edited = dict.fromkeys(("first", "second"), "rules.py, or what it imports, was edited since")
+    assert stale() == edited
+    # Another task's version of the same digest had other voters.
+    others = {"voters": {"other": {"kind": "file", "file": str(tmp_path / "train.jsonl"), "source": "0"}}}
+    remember_places("another", version.digest, others)
+    assert stale() == edited
+
+
+def test_an_edit_of_what_rules_import_is_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "rules.py": "import words_of_mine\nfrom package_of_mine import deep\n",
+        "words_of_mine.py": "from package_of_mine.deep import WORDS\n",
+        "package_of_mine/__init__.py": "",
+        "package_of_mine/deep.py": "from . import deeper\nWORDS = deeper.WORDS\n",
+        "package_of_mine/deeper.py": "WORDS = ['red']\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rules = tmp_path / "rules.py"
+    voter = {"kind": "function", "file": str(rules), "source": source_hash(rules)}
+
+    def stale() -> dict[str, str]:
+        return stale_voters("mood", "sha256:0", {"voters": {"rule": voter}}, lambda ref: ref)
+
+    assert stale() == {}
+    deeper = tmp_path / "package_of_mine" / "deeper.py"
+    deeper.write_text("WORDS = ['red']  # still\n")
+    assert stale() == {}
+    deeper.write_text("WORDS = ['red', 'crimson']\n")
+    assert stale() == {"rule": "rules.py here is not the one that voted"}  # its place is not known on this machine
+
+
+def test_votes_of_a_file_are_as_old_as_the_voters_they_came_from(tmp_path: Path) -> None:
+    path = raw_recipe(tmp_path)
+    recipe = load_recipe(path)
+    rows = [bare(row) for row in read_examples(tmp_path / "train.jsonl", "classification", labelled=False)]
+    found = gather([tmp_path / "rules.py"], rows)
+    write_votes(tmp_path / "votes.csv", found.votes([row.id for row in rows]))
+    write_lineage(tmp_path / "votes.csv", {"voters": found.voters})
+    made = make_labels(load_recipe(raw_recipe(tmp_path, voters=["votes.csv"])))
+    assert {Path(voter["file"]).name for voter in made.labelling["voters"].values()} == {"rules.py"}
+    remember_places(recipe.task, "sha256:1", made.labelling)
+
+    def stale() -> set[str]:
+        return set(stale_voters(recipe.task, "sha256:1", made.labelling, lambda ref: ref))
+
+    assert stale() == set()
+    (tmp_path / "rules.py").write_text((tmp_path / "rules.py").read_text() + "\nX = 1\n")
+    assert stale() == {"first", "second"}
 
 
 def test_prompts_and_adapters_grow_stale_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,15 +232,15 @@ def test_prompts_and_adapters_grow_stale_too(tmp_path: Path, monkeypatch: pytest
         "served": {"kind": "adapter", "adapter": "tone", "digest": "sha256:1"},
     }
     now = "sha256:1"
-    assert stale_voters("sha256:0", {"voters": voters}, lambda _: now) == {}
+    assert stale_voters("mood", "sha256:0", {"voters": voters}, lambda _: now) == {}
     now = "sha256:2"
     file.write_text(PROMPTS.format(base="b", words=words + ", c: ' z'"))
-    found = stale_voters("sha256:0", {"voters": voters}, lambda _: now)
+    found = stale_voters("mood", "sha256:0", {"voters": voters}, lambda _: now)
     assert found == {"prompt": "prompts.yaml asks otherwise now", "served": "tone is another version now"}
     file.write_text("voters: [{name: other, adapter: x}]")
-    assert "no voter of that name" in stale_voters("sha256:0", {"voters": voters}, lambda _: now)["prompt"]
+    assert "no voter of that name" in stale_voters("mood", "sha256:0", {"voters": voters}, lambda _: now)["prompt"]
     file.write_text("nonsense")
-    assert "cannot be read" in stale_voters("sha256:0", {"voters": voters}, lambda _: now)["prompt"]
+    assert "cannot be read" in stale_voters("mood", "sha256:0", {"voters": voters}, lambda _: now)["prompt"]
 
 
 def test_a_labelled_file_brings_its_lineage(tmp_path: Path) -> None:
@@ -219,7 +299,7 @@ def test_check_reads_voters_without_running_them(tmp_path: Path) -> None:
     "labelling", [{}, {"voters": []}, {"voters": {"a": 3}}, {"voters": {"a": {"file": 7}}}, {"rows": 1}]
 )
 def test_a_strangers_card_may_say_anything_of_voters(labelling: dict[str, Any]) -> None:
-    assert stale_voters("sha256:0", labelling, lambda ref: ref) == {}
+    assert stale_voters("mood", "sha256:0", labelling, lambda ref: ref) == {}
 
 
 def test_a_card_leads_to_no_file_but_one_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +307,6 @@ def test_a_card_leads_to_no_file_but_one_of_this_folder(tmp_path: Path, monkeypa
     (tmp_path / "elsewhere" / "rules.py").write_text("x = 1\n")
     voters = {"rule": {"kind": "function", "file": str(tmp_path / "elsewhere" / "rules.py"), "source": "0"}}
     monkeypatch.chdir(tmp_path)
-    assert stale_voters("sha256:0", {"voters": voters}, lambda ref: ref) == {}
+    assert stale_voters("mood", "sha256:0", {"voters": voters}, lambda ref: ref) == {}
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "rule" in stale_voters("sha256:0", {"voters": voters}, lambda ref: ref)
+    assert "rule" in stale_voters("mood", "sha256:0", {"voters": voters}, lambda ref: ref)

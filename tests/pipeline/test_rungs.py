@@ -60,3 +60,6 @@ def test_outcomes_are_kept(tmp_path: Path) -> None:
     assert ladder.wrong.shape == (2, 3, 2)
     assert ladder.wrong[:, :, 0].tolist() == [[1, 0, 1], [0, 1, 0]]
     assert ladder.wrong.dtype == np.float32
+    for damaged in (b"", b"junk"):
+        (tmp_path / "new" / "a.npy").write_bytes(damaged)
+        assert kept.get("a") is None  # and so it is found out again

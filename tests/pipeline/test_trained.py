@@ -106,7 +106,12 @@ def test_those_used_longest_ago_make_room(tmp_path: Path, monkeypatch: pytest.Mo
     kept = [runs.put(job, outcome) for job in jobs]
     for age, run in enumerate(kept):
         os.utime(run.folder, (age + 1, age + 1))
+    left, now = (kept[0].folder.parent / f".tmp-{name}" for name in ("left", "now"))
+    for folder in (left, now):
+        folder.mkdir()
+    os.utime(left, (1, 1))
     runs.make_room()
+    assert (left.exists(), now.exists()) == (False, True)  # a killed process's, and another's at work
     assert all(runs.get(job) for job in jobs)
     for age, run in enumerate(kept):
         os.utime(run.folder, (age + 1, age + 1))

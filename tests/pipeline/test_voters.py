@@ -107,6 +107,10 @@ def test_a_row_without_the_field_is_named(hub: AdapterHub) -> None:
 def test_an_adapter_votes_under_other_names(hub: AdapterHub) -> None:
     plain = cast_votes(AdapterVoter(name="a", adapter="tone"), ROWS, hub)
     assert list(plain.votes) == [each.label for each in hub.predict("tone", TEXTS)]
+    assert plain.asked == len(ROWS)
+    again = cast_votes(AdapterVoter(name="b", adapter="tone"), [*ROWS, Example("x", {"text": "new"})], hub)
+    assert again.asked == 1  # the rest is known, whatever the voter is called
+    assert (list(again.votes[:-1]), list(again.chances[:-1])) == (list(plain.votes), list(plain.chances))
     renamed = AdapterVoter(name="a", adapter="tone", labels={"calm": "warm", "cross": None})
     names = {"calm": "warm", "cross": None, "glad": "glad"}
     assert list(cast_votes(renamed, ROWS, hub).votes) == [names[str(vote)] for vote in plain.votes]

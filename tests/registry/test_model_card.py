@@ -303,6 +303,20 @@ def test_lineage_names_what_it_was_made_from_by_hash() -> None:
         FULL["digest"],
     ):
         assert said in lineage
+    assert "curated" not in lineage
+    assert "labels" not in lineage
+
+
+def test_lineage_says_how_labels_were_made_and_rows_chosen() -> None:
+    made: dict[str, Any] = {
+        "labelling": {"label_model": {"model": "dawid-skene"}, "voters": {"shouts": {}, "mood": {}}},
+        "curation": {"kept": 18, "dropped": 42, "metric": "easy"},
+    }
+    lineage = model_card(make_card(**{**FULL, **made}), make_spec()).split("## Lineage")[1]
+    assert "| labels | by `dawid-skene` from `shouts`, `mood` |" in lineage
+    assert "| curated | 18 rows kept by `easy`, 42 left out |" in lineage
+    strange = {"labelling": {"label_model": 7, "voters": []}, "curation": {"kept": 1}}
+    assert "labels" not in model_card(make_card(**{**FULL, **strange}), make_spec()).split("## Lineage")[1]
 
 
 def test_what_answers_look_like_is_told_and_without_a_rule_nothing_is() -> None:

@@ -72,20 +72,23 @@ def _of_field(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _written(path: Path) -> list[str]:
     """Return the completions of a file of answers. Raises FileMissing, and DataError for other lines."""
+    from adapterhub.data.readers import decode_lines
     from adapterhub.errors import DataError, FileMissing
 
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise FileMissing(f"{path}: there is no such file") from error
+    if not path.is_file():
+        raise FileMissing(f"{path}: there is no such file")
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(str(json.loads(line)["completion"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f'{path}:{number}: expected {{"completion": "…"}}, as `adapterhub predict` prints for generation tasks'
-            ) from error
+    with path.open("rb") as file:
+        for number, line in decode_lines(file, str(path)):
+            if not line.strip():
+                continue
+            try:
+                found.append(str(json.loads(line)["completion"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f'{path}:{number}: expected {{"completion": "…"}}, as `adapterhub predict` prints for generation '
+                    "tasks"
+                ) from error
     return found
 
 
@@ -97,7 +100,11 @@ def told_of(coverage: Coverage, what: str) -> str:
         told.append(
             f"twice the rows of a {what}: {100 * coverage.per_doubling:+.1f} points of its {measure}, on average"
         )
-    if coverage.needed is None:
+    if not coverage.fitted:
+        told.append(
+            f"{what}s have too few different counts for a curve; half of them have {coverage.usual:,} rows or more"
+        )
+    elif coverage.needed is None:
         told.append(
             f"the curve over all {what}s does not reach {coverage.target:.1%}; "
             f"half of them have {coverage.usual:,} rows or more"

@@ -63,9 +63,12 @@ def dedup(
     from adapterhub.curation.duplicates import Rules, find_duplicates, reasons_of
     from adapterhub.curation.output import check_output, dropped_path, write_split
     from adapterhub.data.files import likely_kind
+    from adapterhub.errors import UsageError
 
     sources = [file] if against is None else [against, file]
     check_output(out, *sources)
+    if against is not None and against.exists() and file.exists() and against.samefile(file):
+        raise UsageError(f"--against is {file} itself, of which every row would go; leave it out")
     rows = read(sources, likely_kind(file) if kind is None else kind, template)
     held = sum(rows.counts[:-1])  # the rows of the other file stay
     vectors = features_of(rows.texts(), len(rows), base, pooling)[0] if features else None

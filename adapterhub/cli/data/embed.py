@@ -37,6 +37,8 @@ def embed(
 
     if out is not None and out.suffix != ".npy":
         raise UsageError(f"--out is {str(out)!r}; features are written as a .npy file")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out is {str(out)!r}, but there is no folder {str(out.absolute().parent)!r}; make it first")
     rows = read([file], kind, template)
     features, name = features_of(rows.texts(), len(rows), base, pooling)
     if out is not None:

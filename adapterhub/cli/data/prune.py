@@ -50,8 +50,6 @@ FloorOption = Annotated[
         show_default=False,
     ),
 ]
-# By how much a metric must be behind a random share for people to be warned.
-_WORSE = 0.01
 
 
 def register(group: typer.Typer) -> None:
@@ -86,11 +84,12 @@ def prune(
     """
     from adapterhub.curation.influence import METRIC as INFLUENCE
     from adapterhub.curation.output import check_output, dropped_path, write_split
-    from adapterhub.curation.prune import make_plan
+    from adapterhub.curation.prune import check_metric, make_plan
 
     share = percent(keep, "--keep")
-    check_output(out, file, *(() if target is None else (target,)))
+    check_output(out, file, target)
     check_target(target, decoder, influence=by == INFLUENCE)
+    check_metric(by, towards=target is not None)
     rows = read([file], kind, template)
     names, labels = rows.label_indices()
     features, name = features_of(rows.texts(), len(rows), base, pooling)
@@ -112,7 +111,8 @@ def prune(
         figures["target"] = str(target)
     note_lineage(out, file, {"made_by": "data prune", "kept": kept, "dropped": dropped, **figures, "base": name})
     say(f"{kept:,} rows kept in {out} by {plan.metric}; {dropped:,} dropped, with reasons in {dropped_path(out)}")
-    _tell(plan)
+    for line in plan.told():
+        say(line)
     if as_json:
         emit({"kept": kept, "dropped": dropped, **figures, "out": str(out), "dropped_out": str(dropped_path(out))})
 
@@ -143,14 +143,3 @@ def _towards(
     asked, _ = features_of(texts, len(wanted), base, pooling)
     gold = np.array([names.index(row.label) if row.label in names else -1 for row in wanted])
     return replace(plan, trial=try_towards(plan.stays, features, labels, asked, gold, seed)), name
-
-
-def _tell(plan: Plan) -> None:
-    if plan.noise is not None:
-        say(f"{plan.noise:.1%} of the labels are suspect")
-    if accuracy := plan.accuracy():
-        tried = ", ".join(f"{metric} {value:.1%}" for metric, value in accuracy.items())
-        where = "the target's rows" if plan.metric == "influence" else "held-out rows"
-        say(f"accuracy of heads on {where} after keeping as much: {tried}")
-        if accuracy.get(plan.metric, 1.0) < accuracy["random"] - _WORSE:
-            say(f"WARNING: a random share does better here than {plan.metric}; name --by auto or random")

@@ -38,6 +38,9 @@ ScoresOption = Annotated[
 ]
 
 
+_VERDICT = ("suspect", "suggested")
+
+
 def register(group: typer.Typer) -> None:
     """Add the command to the group."""
     group.command("score")(score)
@@ -62,8 +65,8 @@ def score(
     """Write every row with its `scores`, and a page of the hardest, easiest, most typical and most suspicious ones.
 
     All but prototype need labels. A row is `suspect` where heads that did not see it find another label credible and
-    its own not; `suggested` is that label. `influence` is how much a row would teach of what the rows of --target ask.
-    Nothing is dropped.
+    likelier than its own; `suggested` is that label. `influence` is how much a row would teach of what the rows of
+    --target ask. Nothing is dropped.
     """
     import numpy as np
 
@@ -72,10 +75,12 @@ def score(
     from adapterhub.curation.outlook import look_out
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.page import write_page
-    from adapterhub.curation.scores import NEEDS_LABELS, SCORES, score_rows
+    from adapterhub.curation.scores import NEEDS_LABELS, SCORES, check_scores, score_rows
 
-    check_output(out, file, *(() if target is None else (target,)))
+    page = out.with_name(out.name + ".html") if page is None else page
+    check_output(out, file, target, page=page)
     asked = names_in(by) or None
+    check_scores(asked or ())
     check_target(target, decoder, influence=asked is not None and INFLUENCE in asked)
     rows = read([file], kind, template)
     names, labels = rows.label_indices()
@@ -92,10 +97,10 @@ def score(
     suspects = _suspects(labelled, outlook, names)
 
     def scored(row: int, record: dict[str, Any]) -> dict[str, Any]:
-        return {**record, "scores": _values(scores, row), **suspects.get(row, {})}
+        before = {name: value for name, value in record.items() if name not in _VERDICT}  # of an earlier run
+        return {**before, "scores": _values(scores, row), **suspects.get(row, {})}
 
     write_rows(out, rows, range(len(rows)), scored)
-    page = out.with_name(out.name + ".html") if page is None else page
     write_page(page, file.name, rows, scores, suspects)
     say(f"{len(rows):,} rows with their scores are in {out}, the page is {page}")
     noise = None if outlook is None else round(outlook.noise, 4)

@@ -54,6 +54,7 @@ def select(
     from adapterhub.curation.clusters import picked
     from adapterhub.curation.duplicates import Rules, find_duplicates
     from adapterhub.curation.output import check_output, write_rows
+    from adapterhub.curation.select import check_budget
     from adapterhub.curation.select import select as choose
 
     sources = [pool] if labelled is None else [labelled, pool]
@@ -65,6 +66,7 @@ def select(
         rows = read(sources, rows.kind, template)
     again = find_duplicates(rows, Rules(near=None), held=known).dropped
     left = np.array([row for row in range(known, len(rows)) if row not in again], dtype=np.int64)
+    check_budget(by, budget, len(left))
     features, _ = features_of(rows.texts(), len(rows), base, pooling)
     labels = rows.label_indices()[1][:known]
     sure = np.flatnonzero(labels >= 0)

@@ -105,6 +105,11 @@ def _print(votes: Votes, found: Gathered, out: Path) -> None:
         _print_troubles(each)
     covered = int((votes.matrix >= 0).any(axis=1).sum())
     say(f"{covered} of {count} rows have a vote; the votes are in {out}")
+    from adapterhub.labeling.label_model.majority import near_constant
+
+    constant = near_constant(votes.matrix, len(votes.labels)) if votes.labels else ()
+    if same := [name for name, each in zip(votes.voters, constant, strict=False) if each]:
+        say(f"nearly always the same label, which tells little: {', '.join(same)}")
     for name in found.failed:
         say(f"{name} failed on every row")
 

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from adapterhub.cli.shared import JsonOption, emit, say
+from adapterhub.errors import UsageError
+
+from .options import writable
 
 
 def register(group: typer.Typer) -> None:
@@ -23,14 +26,21 @@ def feedback_command(
 ) -> None:
     """Turn a classification task's feedback into corrections; what the file says already is not said again.
 
-    A correction goes by the hash of its text, as rows without an id do: `labels.corrections` of a recipe takes it.
+    A correction goes by the hash of its text: `label correct` and `labels.corrections` of a recipe give it to the rows
+    with that text.
     """
     from adapterhub.data.feedback import read_feedback
     from adapterhub.labeling.corrections import append_corrections, latest, read_corrections
     from adapterhub.pipeline.feedback import as_corrections
 
+    writable(out, feedback)
     known = latest(read_corrections(out)) if out.exists() else {}
-    found, skipped = as_corrections(read_feedback(feedback), task)
+    said = list(read_feedback(feedback))
+    if task not in (tasks := {each.task for each in said if each.task is not None}):
+        raise UsageError(
+            f"{feedback} has no feedback on {task!r}; it has some on {', '.join(sorted(tasks)) or 'nothing'}"
+        )
+    found, skipped = as_corrections(said, task)
     fresh = [each for each in found if each.id not in known or known[each.id].label != each.label]
     append_corrections(out, fresh)
     if json:

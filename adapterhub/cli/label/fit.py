@@ -10,7 +10,16 @@ import typer
 from adapterhub.cli.registry.tables import print_table
 from adapterhub.cli.shared import JsonOption, emit, names_in, say
 
-from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance
+from .options import (
+    BalanceOption,
+    GoldOption,
+    LabelsOption,
+    ModelOption,
+    VotesArgument,
+    known_labels,
+    parse_balance,
+    writable,
+)
 
 if TYPE_CHECKING:
     from adapterhub.labeling.labelled import Written
@@ -47,18 +56,23 @@ def fit_command(
     Voters that say the same for another reason than the label have one vote together.
     """
     from adapterhub.errors import UsageError
-    from adapterhub.labeling.label_model import fit_multilabel, fit_votes
+    from adapterhub.labeling.label_model import fit_multilabel, fit_votes, split_votes
     from adapterhub.labeling.labelled import fit_record, write_fit_lineage, write_labelled
     from adapterhub.labeling.votes import read_votes
 
+    writable(out, votes, data)
     if keep_uncovered and data is None:
         raise UsageError("--keep-uncovered needs --data; without it every row is written")
     shares, names = parse_balance(balance), names_in(labels)
     if multilabel:
         read = read_votes(votes)
+        if names:
+            known_labels(split_votes(read, names), names)
         found: Any = fit_multilabel(read, model, shares, names, gold=gold)
     else:
         read = read_votes(votes, [*names, *(shares or ())])
+        if names:
+            read.only(names)
         found = fit_votes(read, model, shares, gold=gold)
     written = write_labelled(out, found, read, data, keep_uncovered=keep_uncovered)
     write_fit_lineage(out, found, read, votes, data, written)
@@ -95,6 +109,8 @@ def _show_model(about: str, record: dict[str, Any]) -> None:
     say(f"{about}balance ({record['balance_source']}): {balance}; {record['ties']:,} ties")
     for cluster in record["clusters"]:
         say(f"{about}one vote together, since they say the same: {', '.join(cluster)}")
+    if record["near_constant"]:
+        say(f"{about}nearly always the same label, which tells little: {', '.join(record['near_constant'])}")
     if record["clusters_in_doubt"]:
         say(f"{about}which voters are copies is not clear from their votes; gold labels for some rows would tell")
     if record["converged"] is False:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from adapterhub.errors import UsageError
+from adapterhub.errors import DataError, UsageError
 
 VotesArgument = Annotated[Path, typer.Argument(metavar="VOTES.csv", help="One column a voter, an empty cell abstains.")]
 ModelOption = Annotated[
@@ -21,13 +21,28 @@ BalanceOption = Annotated[
 LabelsOption = Annotated[
     str,
     typer.Option(
-        "--labels", metavar="A,B,C", help="All labels, in their order; else those voted for.", show_default=False
+        "--labels", metavar="A,B,C", help="All labels, in their order; any other vote is an error.", show_default=False
     ),
 ]
 GoldOption = Annotated[
     str | None,
     typer.Option("--gold", metavar="VOTER", help="Voter that is trusted outright; else one called gold, if any."),
 ]
+
+
+def writable(out: Path, *read: Path | None) -> None:
+    """Raise UsageError where `out` is a file that is read, or lies in no folder."""
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: there is no folder {str(out.absolute().parent)!r} to write into; make it first")
+    for each in read:
+        if each is not None and each.exists() and out.exists() and out.samefile(each):
+            raise UsageError(f"{out} is what is read here; write to another file")
+
+
+def known_labels(found: Iterable[str], labels: Sequence[str]) -> None:
+    """Raise DataError where votes name a label that is none of those there are."""
+    if strange := sorted(set(found) - set(labels)):
+        raise DataError(f"a voter names {strange[0]!r}, which is no label; the labels are {', '.join(labels)}")
 
 
 def parse_balance(text: str) -> Mapping[str, float] | None:

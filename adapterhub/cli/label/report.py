@@ -63,7 +63,8 @@ def _read(votes: Path, labels: list[str], one_label: str | None, gold: str | Non
     from adapterhub.labeling.votes import read_votes
 
     if one_label is None:
-        return read_votes(votes, labels)
+        found = read_votes(votes, labels)
+        return found.only(labels) if labels else found
     read = read_votes(votes)
     split = split_votes(read, gold=trusted_voter(read, gold))
     if one_label not in split:

@@ -12,6 +12,8 @@ import typer
 from adapterhub.cli.shared import JsonOption, console, emit, names_in
 from adapterhub.errors import DataError, UsageError
 
+from .options import writable
+
 if TYPE_CHECKING:
     from adapterhub.labeling.review import Item
 
@@ -57,6 +59,9 @@ def review_command(
     from adapterhub.labeling.corrections import append_corrections, latest, read_corrections
     from adapterhub.labeling.review import labels_of, read_items, read_queue, read_rows, write_items
 
+    writable(corrections, file, data)
+    if export is not None:
+        writable(export, file, data)
     if export is not None and filled is not None:
         raise UsageError("give --export or --import, not both")
     items = read_queue(file, None if data is None else read_rows(data))
@@ -72,7 +77,11 @@ def review_command(
     elif filled is not None:
         found = read_items(filled, who, names, known)
         append_corrections(corrections, found)
-        _told(f"{len(found)} corrections added to {corrections}", json, corrections=len(found))
+        strangers = len({each.id for each in found} - {item.id for item in items})
+        others = f"; {strangers} are of rows that {file} does not ask about" if strangers else ""
+        _told(
+            f"{len(found)} corrections added to {corrections}{others}", json, corrections=len(found), unknown=strangers
+        )
     else:
         count = _ask_all(left, names, corrections, who)
         _told(f"{count} of {len(left)} rows answered, in {corrections}", json, corrections=count)
@@ -90,6 +99,7 @@ def correct_command(
     """Put what people said into a file of rows as their labels, or into a file of votes as the voter `gold`."""
     from adapterhub.labeling.correct import correct_rows, correct_votes
 
+    writable(out, corrections)
     count, strangers = (correct_votes if votes else correct_rows)(file, corrections, out)
     said = f"{count} corrections are in {out}"
     others = f"; {strangers} are of rows that {file} does not have" if strangers else ""

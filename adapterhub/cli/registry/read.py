@@ -129,7 +129,7 @@ def _stale(version: Version, labelling: Mapping[str, Any], store: Registry) -> d
     """Return which voters were edited since; arrays and all come only where labels were made."""
     from adapterhub.labeling.stale import stale_voters
 
-    return stale_voters(version.digest, labelling, lambda voter: store.resolve(voter).digest)
+    return stale_voters(version.task, version.digest, labelling, lambda voter: store.resolve(voter).digest)
 
 
 def _labelling(labelling: Mapping[str, Any]) -> str:

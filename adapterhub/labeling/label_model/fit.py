@@ -13,7 +13,7 @@ from adapterhub.labeling.votes import GOLD, NO_VOTE, Votes
 
 from .dawid_skene import Fitted, balance_of_majority, dawid_skene
 from .dependence import Clustering, cluster_votes, find_clusters
-from .majority import majority, vote_counts
+from .majority import majority, near_constant, vote_counts
 from .metal import metal
 from .table import Patterns, patterns_of, posterior
 
@@ -57,6 +57,13 @@ class LabelFit:
         return different
 
     @property
+    def constant(self) -> list[str]:
+        """The names of voters that give nearly all rows the same label; a trusted one is not looked at."""
+        found = near_constant(self.votes.matrix, len(self.votes.labels))
+        names = [name for name, each in zip(self.votes.voters, found, strict=True) if each]
+        return [name for name in names if name != self.gold]
+
+    @property
     def merged(self) -> list[list[str]]:
         """The names of voters that have one vote together."""
         return [[self.votes.voters[place] for place in each] for each in self.clustering.clusters if len(each) > 1]
@@ -76,8 +83,10 @@ def fit_votes(
         raise UsageError(f"there is no label model {model!r}; it may be {', '.join(MODELS)}")
     trusted = trusted_voter(votes, gold)
     given = None if balance is None else balance_of(balance, votes.labels)
+    if not votes.labels:
+        raise UsageError("no voter votes on any row, so there are no labels; name them with --labels or --balance")
     if len(votes.labels) < 2:
-        raise UsageError(f"the only label is {''.join(votes.labels)!r}; name the others with --labels or --balance")
+        raise UsageError(f"the only label is {votes.labels[0]!r}; name the others with --labels or --balance")
     return _fit(votes, _question(votes, trusted, given), model)
 
 

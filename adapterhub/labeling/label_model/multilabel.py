@@ -8,7 +8,7 @@ not apply.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,7 +81,8 @@ def fit_multilabel(
     """Return one fit a label; `balance` gives each label the share of rows that have it, which need not sum to 1.
 
     Without it, that share is the part of the rows with any vote where more voters say yes than no: silence counts as no
-    here, since voters mostly name what applies. Raises what `fit_votes` and `split_votes` raise.
+    here, since voters mostly name what applies; "auto" takes MeTaL then too. Raises what `fit_votes` and
+    `split_votes` raise.
     """
     trusted = trusted_voter(votes, gold)
     split = split_votes(votes, [*labels, *(balance or ())], gold=trusted)
@@ -90,11 +91,14 @@ def fit_multilabel(
             if not 0 < balance.get(name, 0) < 1:
                 raise UsageError(f"the balance gives {name!r} {balance.get(name)}; expected a share between 0 and 1")
     heard = (votes.matrix != NO_VOTE).any(axis=1)
+    source = "given" if balance is not None else "votes, silence as no"
     fits = []
     for name, each in split.items():
         yes = _share_of_yes(each, heard) if balance is None else balance[name]
-        fits.append(fit_votes(each, model, {"no": 1 - yes, "yes": yes}, gold=trusted))
-    return MultilabelFit(tuple(split), tuple(fits), "given" if balance is not None else "votes, silence as no")
+        fit = fit_votes(each, model, {"no": 1 - yes, "yes": yes}, gold=trusted)
+        why = "its share is counted from the votes" if model == "auto" and balance is None else fit.why
+        fits.append(replace(fit, balance_source=source, why=why))
+    return MultilabelFit(tuple(split), tuple(fits), source)
 
 
 def _share_of_yes(votes: Votes, heard: np.ndarray) -> float:
