@@ -54,7 +54,10 @@ def look_out(features: np.ndarray, labels: np.ndarray, classes: int, seed: int =
     Raises DataError for fewer than ten rows or one class only.
     """
     if len(labels) < 2 * _FOLDS:
-        raise DataError(f"{len(labels)} labelled rows are too few to judge each by the others; bring {2 * _FOLDS}")
+        raise DataError(
+            f"{len(labels)} labelled rows are too few to judge each by the others; bring {2 * _FOLDS}, or ask for "
+            "prototype alone"
+        )
     own, other = np.empty(len(labels), np.float32), np.empty(len(labels), np.float32)
     rival = np.empty(len(labels), np.int64)
     order = np.random.default_rng(seed).permutation(len(labels))

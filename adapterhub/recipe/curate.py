@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -27,7 +28,13 @@ class Curate(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("floor") is None:
+        if not isinstance(given, dict):
+            return given
+        keep = given.get("keep")
+        if isinstance(keep, str) and keep.endswith("%"):  # as the command line takes it
+            with suppress(ValueError):
+                given = {**given, "keep": float(keep[:-1]) / 100}
+        if given.get("floor") is None:
             return {**given, "floor": 0.0 if given.get("by") == "influence" else 1.0}
         return given
 

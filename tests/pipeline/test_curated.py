@@ -63,6 +63,15 @@ def test_the_record_of_a_recipe_without_it_stays_as_it_was(tmp_path: Path) -> No
     assert "curate" not in load_recipe(write_recipe(tmp_path)).to_record()
 
 
+def test_a_share_may_be_written_in_percent(tmp_path: Path) -> None:
+    section = load_recipe(curated(tmp_path, keep="30%")).curate
+    assert section is not None
+    assert section.keep == pytest.approx(0.3)
+    for wrong in ("many%", "130%"):
+        with pytest.raises(ConfigError, match=r"curate\.keep is"):
+            load_recipe(curated(tmp_path, keep=wrong))
+
+
 def test_what_cannot_be_curated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"curate\.keep is 2"):
         load_recipe(curated(tmp_path, keep=2))
