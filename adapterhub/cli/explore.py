@@ -45,7 +45,7 @@ def try_command(
     few_shot: Annotated[int, typer.Option("--few-shot", min=1, metavar="K", help="How many of --shots.")] = 8,
     labels: Annotated[
         str | None,
-        typer.Option("--labels", metavar="A,B", help="The labels there are, where no adapter, voter or row says."),
+        typer.Option("--labels", metavar="A,B", help="The labels there are; else those of adapters, voters or rows."),
     ] = None,
     gold: Annotated[
         Path | None, typer.Option("--gold", metavar="FILE", help="JSONL file to keep texts with right labels in.")

@@ -12,6 +12,9 @@ from .near import band_hashes, jaccard, pieces
 # How alike two texts are that are nearly the same, and beyond how many texts that is not looked for here: it takes a
 # third of a millisecond each.
 LEAST, MOST_TEXTS = 0.85, 100_000
+# Texts that one is compared with, of those that share a piece of its signature: a thousand letters from one template
+# would be compared a million times.
+_MOST_LIKES = 128
 Pair = tuple[str, str]
 """A text of the second split, and its like in the first."""
 
@@ -42,7 +45,8 @@ def near_pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[Pair]:
         values = mine[order, band]
         low, high = (np.searchsorted(values, theirs[:, band], side) for side in ("left", "right"))
         for row in np.flatnonzero(high > low):
-            likes.setdefault(int(row), set()).update(order[low[row] : high[row]].tolist())
+            found = order[low[row] : min(high[row], low[row] + _MOST_LIKES)]
+            likes.setdefault(int(row), set()).update(found.tolist())
     for place, others in sorted(likes.items()):
         asked = pieces(second[place])
         for other in sorted(others):

@@ -21,10 +21,10 @@ def dropped_path(path: Path) -> Path:
     return path.with_name(path.name + ".dropped.jsonl")
 
 
-def check_output(path: Path, *sources: Path | None, page: Path | None = None) -> None:
+def check_output(path: Path, *sources: Path | None, page: Path | None = None, drops: bool = False) -> None:
     """Raise UsageError where `path` is no .jsonl file to be, or a file that is read would be written over.
 
-    Written are `path`, the rows that go, and a `page` where one is named.
+    Written are `path`, a `page` where one is named, and the rows that go where there are such (`drops`).
     """
     if path.suffix.lower() != ".jsonl":
         raise UsageError(f"--out is {str(path)!r}; rows are written as JSON lines, so name a .jsonl file")
@@ -32,7 +32,7 @@ def check_output(path: Path, *sources: Path | None, page: Path | None = None) ->
         raise UsageError(
             f"--out is {str(path)!r}, but there is no folder {str(path.absolute().parent)!r}; make it first"
         )
-    for option, written in (("--out", path), ("--out", dropped_path(path)), ("--page", page)):
+    for option, written in (("--out", path), ("--out", dropped_path(path) if drops else None), ("--page", page)):
         if written is None or not written.exists():
             continue
         if any(source is not None and source.exists() and written.samefile(source) for source in sources):

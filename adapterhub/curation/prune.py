@@ -126,6 +126,8 @@ def prune(
 def check_metric(metric: str, *, towards: bool = False) -> None:
     """Raise UsageError for a metric there is not; influence is one `towards` a target alone."""
     if metric not in (*METRICS, *((INFLUENCE,) if towards else ())):
+        if metric == INFLUENCE:
+            raise UsageError("influence is told towards rows to be good at; name them as the target")
         raise UsageError(f"there is no metric {metric!r} to prune by; there are {', '.join((*METRICS, INFLUENCE))}")
 
 
@@ -257,7 +259,7 @@ def make_plan(
     if metric in HARD_FIRST and not enough and not force:
         raise DataError(
             f"fewer than {_LEAST_ROWS} labelled rows of two classes do not tell how many labels are wrong, and "
-            f"{metric!r} would keep wrong ones first; keep by random or prototype, or add --force"
+            f"{metric!r} would keep wrong ones first; keep by auto, easy or random"
         )
     trial, noise = None, None
     if enough and metric != "random":

@@ -47,6 +47,8 @@ def score_rows(
     Raises UsageError for a score there is not, DataError for too few labelled rows or one class only.
     """
     check_scores(wanted)
+    if INFLUENCE in wanted:
+        raise UsageError("influence is told towards rows to be good at, not among the rows themselves")
     found = {name: np.full(len(labels), np.nan, np.float32) for name in wanted}
     rows = np.flatnonzero(labels >= 0)
     given = picked(features, rows)

@@ -6,13 +6,15 @@ state cannot be seen count by their type. A change that none of this shows needs
 
 from __future__ import annotations
 
+import dis
 import hashlib
+import logging
 import pickle
 import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -29,8 +31,12 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), type(Ellipsis), Pur
 
 def code_hash(value: Any) -> str:
     """Return 64 hex digits that change when what `value`, a function mostly, does may have changed."""
+    return _digest(_describe(value, {}))
+
+
+def _digest(pieces: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for piece in _describe(value, {}):
+    for piece in pieces:
         digest.update(piece.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
 
@@ -63,7 +69,8 @@ def _container(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         for each in value:
             yield from _describe(each, seen)
     elif isinstance(value, (set, frozenset)):
-        yield from sorted(code_hash(each) for each in value)  # their order changes from process to process
+        # Their order changes from process to process, so each is told by itself, knowing what holds it.
+        yield from sorted(_digest(_describe(each, dict(seen))) for each in value)
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _describe(key, seen)
@@ -73,7 +80,7 @@ def _container(value: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
-    if isinstance(value, Enum):
+    if isinstance(value, (Enum, logging.Logger)):  # a logger knows all others of its process
         yield f"{type(value).__qualname__}.{value.name}"
     elif (parts := _wrapped(value)) is not None:
         yield from _describe(parts, seen)
@@ -114,6 +121,9 @@ def _function(value: types.FunctionType, seen: dict[int, Any]) -> Iterator[str]:
         yield f"{value.__module__}.{value.__qualname__}"
         return
     yield from _describe(value.__code__, seen)
+    file = Path(value.__code__.co_filename)
+    if _imports(value.__code__) and file.is_file():  # what is imported in its body is none of its globals
+        yield source_hash(file)
     yield from _describe((value.__defaults__, value.__kwdefaults__), seen)
     for cell in value.__closure__ or ():
         try:
@@ -133,6 +143,12 @@ def _code(value: types.CodeType, seen: dict[int, Any]) -> Iterator[str]:
         yield from _describe(each, seen)
 
 
+def _imports(code: types.CodeType) -> bool:
+    """Say whether code, or what is defined in it, has an import statement."""
+    inside = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return any(each.opname == "IMPORT_NAME" for each in dis.get_instructions(code)) or any(map(_imports, inside))
+
+
 def _names(code: types.CodeType) -> set[str]:
     found = set(code.co_names)
     for each in code.co_consts:
@@ -142,14 +158,17 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _module(value: types.ModuleType) -> Iterator[str]:
-    """Yield the code of a module, of those below it that are loaded, and of what lies beside them and is imported."""
-    inside = value.__name__ + "."
-    for name, each in sorted(sys.modules.items()):
-        if each is value or name.startswith(inside):
-            file = getattr(each, "__file__", None)
-            yield name
-            if file and _is_own(name, file) and not name.startswith(_OWN) and Path(file).is_file():
-                yield source_hash(Path(file), _root(Path(file), name))
+    """Yield a module's name and, of the user's own, the code of it, of all in its folder where it is a package.
+
+    What these import from where they lie counts too.
+    """
+    yield value.__name__
+    file = Path(getattr(value, "__file__", None) or "")
+    if not file.is_file() or f"{value.__name__}.".startswith(_OWN) or not _is_own(value.__name__, str(file)):
+        return
+    root = _root(file, value.__name__)
+    for each in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
+        yield source_hash(each, root)
 
 
 def _root(file: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.data.append import append_lines
-from adapterhub.data.example import Example, asked_of, content_id
+from adapterhub.data.example import ANSWERS, Example, content_id
 from adapterhub.errors import DataError, FileMissing
 
 from .votes import GOLD, Votes
@@ -68,15 +68,20 @@ def latest(corrections: Iterable[Correction]) -> dict[str, Correction]:
 def of_rows(corrections: Iterable[Correction], examples: Iterable[Example]) -> list[Correction]:
     """Return classification corrections under the ids of these rows; those of other rows stay as they are.
 
-    A correction is of the row with its id, or else of the rows whose input has that hash: what was served knows no ids.
+    A correction is of the row with its id, or else of the rows whose input has that hash, all of it or its text alone:
+    what was served knows no ids, and other columns only where the task reads them.
     """
-    ids: set[str] = set()
+    said, rows_there = list(corrections), list(examples)
+    ids = {row.id for row in rows_there}
+    if all(each.id in ids for each in said):
+        return said
     alike: dict[str, list[str]] = {}
-    for row in examples:
-        ids.add(row.id)
-        alike.setdefault(content_id(asked_of(row, "classification")), []).append(row.id)
+    for row in rows_there:
+        asked = {name: value for name, value in row.fields.items() if name not in ANSWERS["classification"]}
+        for identity in {content_id(asked), content_id({"text": row.text})}:
+            alike.setdefault(identity, []).append(row.id)
     found = []
-    for each in corrections:
+    for each in said:
         rows = [each.id] if each.id in ids else alike.get(each.id, [each.id])
         found += [replace(each, id=row) for row in rows]
     return found

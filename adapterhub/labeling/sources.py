@@ -15,7 +15,8 @@ def source_hash(path: Path, root: Path | None = None) -> str:
 
     What it imports from `root`, the folder that it lies in unless one is named, counts too, and what that imports.
     """
-    root = path.parent if root is None else root
+    path = path.resolve()  # where it lies is where its imports are looked for
+    root = path.parent if root is None else root.resolve()
     found: dict[Path, str] = {}
     waiting = [path]
     while waiting:

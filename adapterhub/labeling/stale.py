@@ -19,6 +19,9 @@ from adapterhub.registry.disk import replace_file
 from .prompts import read_voters
 from .sources import source_hash
 
+# Of a voter the files that may be edited, and the hashes they had: its own, and the votes that it was read from.
+_FILES = (("file", "source"), ("votes_file", "votes_source"))
+
 
 def voters_of(labelling: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the voters that a card or a lineage names, without what is none."""
@@ -29,9 +32,15 @@ def voters_of(labelling: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def remember_places(task: str, digest: str, labelling: Mapping[str, Any]) -> None:
-    """Keep where the voters' files of the version of `task` with this digest lie on this machine."""
-    places = {name: voter["file"] for name, voter in voters_of(labelling).items() if "file" in voter}
-    if places:
+    """Keep where the voters' files of the version of `task` with this digest lie on this machine.
+
+    A lineage may have come from another: only files that are here, as they voted, are kept.
+    """
+    places = {
+        name: {key: voter[key] for key, source in _FILES if _is_here(voter.get(key), voter.get(source))}
+        for name, voter in voters_of(labelling).items()
+    }
+    if any(places.values()):
         path = _places(task, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(places))
@@ -51,11 +60,20 @@ def stale_voters(
         places = {}
     found = {}
     for name, voter in voters_of(labelling).items():
-        # Where this machine knows no place, the name alone: a card may be a stranger's and lead anywhere.
-        file = Path(places[name]) if name in places else Path(Path(str(voter.get("file", ""))).name)
-        if reason := _reason(name, voter, file, digest_of, known=name in places):
+        files = {}
+        known = places.get(name) if isinstance(places.get(name), dict) else {}
+        for key, _ in _FILES:
+            # Where this machine knows no place, the name alone: a card may be a stranger's and lead anywhere.
+            files[key] = Path(known[key]) if key in known else Path(Path(str(voter.get(key, ""))).name)
+        if reason := _reason(name, voter, files["file"], digest_of, known="file" in known):
             found[name] = reason
+        elif voter.get("votes_file") and (reason := _edited(files["votes_file"], voter.get("votes_source"))):
+            found[name] = reason if "votes_file" in known else f"{files['votes_file'].name} here has other votes"
     return found
+
+
+def _is_here(file: object, source: object) -> bool:
+    return isinstance(file, str) and Path(file).is_file() and source_hash(Path(file)) == source
 
 
 def _places(task: str, digest: str) -> Path:
@@ -74,10 +92,13 @@ def _reason(name: str, voter: Mapping[str, Any], file: Path, digest_of: Callable
         return ""
     if voter.get("kind") in ("prompt", "endpoint"):
         return _changed_prompt(name, voter, file)
-    if source_hash(file) == voter.get("source"):
+    reason = _edited(file, voter.get("source"))
+    return f"{file.name} here is not the one that voted" if reason and not known else reason
+
+
+def _edited(file: Path, source: object) -> str:
+    if not file.is_file() or source_hash(file) == source:
         return ""
-    if not known:
-        return f"{file.name} here is not the one that voted"
     return f"{file.name}{', or what it imports,' if file.suffix == '.py' else ''} was edited since"
 
 

@@ -83,8 +83,8 @@ class Votes:
 def read_votes(path: Path, labels: Iterable[str] = ()) -> Votes:
     """Read a CSV of votes: one column a voter, its name in the header; an empty cell is an abstain.
 
-    A column `id` names the rows; without it they are numbered from 1. A lone voter abstains with an empty line; of
-    other files such lines are left out. Raises FileMissing, and DataError with the line.
+    A column `id` names the rows; without it they are numbered from 1. A lone voter abstains with an empty line, but
+    for those at the end; of other files such lines are left out. Raises FileMissing, and DataError with the line.
     """
     if not path.is_file():
         raise FileMissing(f"{path}: there is no such file")
@@ -135,6 +135,8 @@ def _read_rows(reader: Iterable[list[str]], path: Path) -> tuple[list[str], list
             raise DataError(f"{path}:{line}: the row has {len(row)} cells but the header has {len(header)}")
         else:
             rows.append((line, row))
+    while header is not None and len(header) == 1 and rows and rows[-1][1] == [""]:
+        rows.pop()  # editors leave lines at the end
     if header is None:
         raise DataError(f"{path}: the file is empty; its first line names the voters")
     return header, rows

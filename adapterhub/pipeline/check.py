@@ -247,20 +247,22 @@ def _check_texts(recipe: Recipe, splits: Mapping[str, Sequence[Example]], report
             seen[name] = by_text
             report.warnings += _text_warnings(report.splits[name].source, recipe.kind, by_text)
     for first, second in combinations(seen, 2):
+        # What validation and test share is measured twice, but was not learnt from; nor are rows out of scope.
+        leak = LEAK if first == "train" and not second.startswith(OUTSIDE) else ""
         shared = [text for text in seen[second] if text in seen[first]]
         if shared:
             example = seen[second][shared[0]][0]
             torn = second.startswith(OUTSIDE) and not first.startswith(OUTSIDE)
             so = "rows out of scope have no label" if torn else f"{second} metrics will flatter; {LEAVE_OUT}"
             report.warnings.append(
-                f"{'' if torn else LEAK}{second} and {first} share {_count(len(shared), 'text')}, the first at "
+                f"{leak}{second} and {first} share {_count(len(shared), 'text')}, the first at "
                 f"{example.where} ({_short(shared[0])}); {so}"
             )
-        report.warnings += _like_warnings(first, second, seen[first], seen[second])
+        report.warnings += _like_warnings(first, second, seen[first], seen[second], leak)
 
 
 def _like_warnings(
-    first: str, second: str, one: Mapping[str, Sequence[Example]], other: Mapping[str, Sequence[Example]]
+    first: str, second: str, one: Mapping[str, Sequence[Example]], other: Mapping[str, Sequence[Example]], leak: str
 ) -> Iterator[str]:
     """Say which texts of the second split are all but in the first; those that are in it were told of."""
     left = [text for text in other if text.strip() and text not in one]
@@ -278,7 +280,7 @@ def _like_warnings(
         if pairs:
             text, like = pairs[0]
             yield (
-                f"{LEAK}{_count(len(pairs), 'text')} of {second} and {first} {what}, the first at "
+                f"{leak}{_count(len(pairs), 'text')} of {second} and {first} {what}, the first at "
                 f"{other[text][0].where} ({_short(text)} and {_short(like)}); {LEAVE_OUT}"
             )
 

@@ -48,8 +48,9 @@ class Gathered:
         for name, (column, record) in said.items():
             if name in self.columns:
                 raise UsageError(f"{source}: another voter is called {name!r} already; name each otherwise")
-            # Votes that came in a file know where their voter lies: that is what may be edited.
-            self.columns[name], self.voters[name] = column, dict(record) if "file" in record else {**record, **place}
+            # Votes that came in a file know where their voter lies; both may be edited.
+            own = {"votes_file": place["file"], "votes_source": place["source"]} if "file" in record else place
+            self.columns[name], self.voters[name] = column, {**record, **own}
 
     def votes(self, ids: Sequence[str], labels: Sequence[str] = ()) -> Votes:
         """Return the votes of all; `labels` come first, in their order."""

@@ -155,7 +155,7 @@ def _public_voters(labelling: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(voters, Mapping):
         return labelling
     stripped = {
-        name: {key: _public_path(value) if key == "file" else value for key, value in voter.items()}
+        name: {key: _public_path(value) if key in ("file", "votes_file") else value for key, value in voter.items()}
         for name, voter in voters.items()
         if isinstance(voter, Mapping)
     }

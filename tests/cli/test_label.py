@@ -13,7 +13,7 @@ from adapterhub.cli.label import register
 from adapterhub.cli.label.options import parse_balance
 from adapterhub.cli.shared import names_in
 from adapterhub.data.files import read_examples
-from adapterhub.errors import AdapterHubError, DataError, UsageError
+from adapterhub.errors import AdapterHubError, DataError, FileMissing, UsageError
 from adapterhub.labeling.lineage import read_lineage, write_lineage
 from adapterhub.labeling.votes import Votes, write_votes
 from tests.labeling.made import independent
@@ -237,8 +237,10 @@ def test_what_is_read_is_not_written_over(made: tuple[Path, np.ndarray], rows: P
     for out in (votes, rows):
         with pytest.raises(UsageError, match="is what is read here"):
             run("fit", str(votes), "--data", str(rows), "--out", str(out))
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(FileMissing, match="there is no folder"):
         run("fit", str(votes), "--out", str(votes.parent / "no" / "out.jsonl"))
+    with pytest.raises(UsageError, match="is what is read here"):
+        run("report", str(votes), "--out", str(votes))
     assert (votes.read_bytes(), rows.read_bytes()) == before
 
 

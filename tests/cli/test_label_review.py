@@ -90,6 +90,8 @@ def test_a_table_out_and_back(folder: Path) -> None:
     assert "1 corrections added" in review(folder, "--import", str(table)).stderr
     assert "0 corrections added" in review(folder, "--import", str(table)).stderr
     assert answers(folder) == [("1", "calm")]
+    assert isinstance(review(folder, "--export", str(folder / "c.jsonl")).exception, UsageError)
+    assert answers(folder) == [("1", "calm")]
     table.write_text("id,label\nnobody,calm\n")
     assert "1 are of rows that" in review(folder, "--import", str(table)).stderr
     assert isinstance(review(folder, "--import", str(table), "--export", str(table)).exception, UsageError)

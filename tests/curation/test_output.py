@@ -66,7 +66,8 @@ def test_where_rows_cannot_go(tmp_path: Path) -> None:
     gone = tmp_path / "rows.jsonl.dropped.jsonl"  # rows that went from rows.jsonl, read to be put there
     gone.write_text("")
     with pytest.raises(UsageError, match=r"rows\.jsonl\.dropped\.jsonl', which is also read"):
-        check_output(source, gone)
+        check_output(source, gone, drops=True)
+    check_output(tmp_path / "other.jsonl", gone)
 
 
 def test_reasons_come_first() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -156,6 +158,49 @@ def test_what_a_module_imports_counts(tmp_path: Path, edited: str) -> None:
     for name in files:
         sys.modules.pop(name.removesuffix(".__init__"), None)
     assert found[0] == found[1] != found[2]
+
+
+def test_what_libraries_have_loaded_is_no_part_of_it(tmp_path: Path) -> None:
+    source = "import json\nimport adapterhub.labeling\n" + HEAD
+    source += "@labeling_function\ndef rule(e):\n    return json.dumps(adapterhub.labeling.ABSTAIN and e.text)\n"
+    before = hash_of(tmp_path, source)
+    sys.modules["json.made_up"] = sys
+    try:
+        assert hash_of(tmp_path, source) == before
+    finally:
+        del sys.modules["json.made_up"]
+
+
+def test_a_module_that_is_not_registered_counts(tmp_path: Path) -> None:
+    found = []
+    for text in ("WORD = 'x'\n", "WORD = 'y'\n"):
+        (tmp_path / "loaded_by_hand.py").write_text(text)
+        spec = importlib.util.spec_from_file_location("by_hand", tmp_path / "loaded_by_hand.py")
+        assert spec is not None
+        found.append(code_hash(importlib.util.module_from_spec(spec)))
+    assert found[0] != found[1]
+
+
+def test_an_import_in_a_function_counts(tmp_path: Path) -> None:
+    source = HEAD + "@labeling_function\ndef rule(e):\n    import late_words\n    return late_words.WORD\n"
+    found = []
+    for text in ("WORD = 'x'\n", "WORD = 'x'  # a word\n", "WORD = 'y'\n"):
+        (tmp_path / "late_words.py").write_text(text)
+        found.append(hash_of(tmp_path, source))
+    assert found[0] == found[1] != found[2]
+
+
+class Member:
+    everybody: ClassVar[set[Member]] = set()
+
+    def __init__(self) -> None:
+        Member.everybody.add(self)
+
+
+def test_what_holds_itself_ends() -> None:
+    member = Member()
+    assert code_hash(member) == code_hash(member)
+    assert code_hash(logging.getLogger("a")) == code_hash(logging.getLogger("a")) != code_hash(logging.getLogger("b"))
 
 
 def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:

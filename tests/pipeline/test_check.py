@@ -123,7 +123,7 @@ def test_rows_out_of_scope_are_counted_and_looked_over(tmp_path: Path) -> None:
     assert report.warnings == [
         f"out_of_scope.test and train share 1 text, the first at {tmp_path}/o.jsonl:2 ('hello 1'); "
         "rows out of scope have no label",
-        f"LEAK: out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
+        f"out_of_scope.test and out_of_scope.validation share 1 text, the first at {tmp_path}/o.jsonl:3 ('42'); "
         "out_of_scope.test metrics will flatter; `adapterhub data dedup` with --against leaves such rows out",
     ]
     write("v", {"label": "oos"})

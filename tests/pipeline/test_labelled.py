@@ -115,7 +115,7 @@ def test_corrections_count_more_than_voters(tmp_path: Path) -> None:
     assert made.labelling["voters"]["gold"]["kind"] == "people"
 
 
-@pytest.mark.parametrize("row", [{}, {"label": "blue"}, {"id": "seven"}])
+@pytest.mark.parametrize("row", [{}, {"label": "blue"}, {"id": "seven"}, {"lang": "en", "label": "red"}])
 def test_what_was_served_is_corrected_by_its_text(tmp_path: Path, row: dict[str, str]) -> None:
     path = raw_recipe(tmp_path, corrections="corrections.jsonl")
     texts = [each.text for each in toy_rows(80, 0)]
@@ -200,6 +200,10 @@ def test_an_edit_of_what_rules_import_is_an_edit(tmp_path: Path, monkeypatch: py
     assert stale() == {}
     deeper.write_text("WORDS = ['red', 'crimson']\n")
     assert stale() == {"rule": "rules.py here is not the one that voted"}  # its place is not known on this machine
+    link = tmp_path / "elsewhere" / "link.py"  # code runs where it lies, so that is where its imports are
+    link.parent.mkdir()
+    link.symlink_to(rules)
+    assert source_hash(link) == source_hash(rules)
 
 
 def test_votes_of_a_file_are_as_old_as_the_voters_they_came_from(tmp_path: Path) -> None:
@@ -219,6 +223,20 @@ def test_votes_of_a_file_are_as_old_as_the_voters_they_came_from(tmp_path: Path)
     assert stale() == set()
     (tmp_path / "rules.py").write_text((tmp_path / "rules.py").read_text() + "\nX = 1\n")
     assert stale() == {"first", "second"}
+    (tmp_path / "rules.py").write_text(RULES)
+    assert stale() == set()
+    (tmp_path / "votes.csv").write_text((tmp_path / "votes.csv").read_text() + "\n")
+    assert stale() == {"first", "second"}  # what was learnt from are the votes
+
+
+def test_a_lineage_of_another_machine_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "elsewhere" / "secret.py"
+    secret.parent.mkdir()
+    secret.write_text("x = 1\n")
+    voters = {"rule": {"kind": "function", "file": str(secret), "source": "0"}}
+    remember_places("mood", "sha256:1", {"voters": voters})  # not as it voted, so not what voted
+    monkeypatch.chdir(tmp_path)
+    assert stale_voters("mood", "sha256:1", {"voters": voters}, lambda ref: ref) == {}
 
 
 def test_prompts_and_adapters_grow_stale_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

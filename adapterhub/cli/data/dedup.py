@@ -66,7 +66,7 @@ def dedup(
     from adapterhub.errors import UsageError
 
     sources = [file] if against is None else [against, file]
-    check_output(out, *sources)
+    check_output(out, *sources, drops=True)
     if against is not None and against.exists() and file.exists() and against.samefile(file):
         raise UsageError(f"--against is {file} itself, of which every row would go; leave it out")
     rows = read(sources, likely_kind(file) if kind is None else kind, template)

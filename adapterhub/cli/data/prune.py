@@ -87,7 +87,7 @@ def prune(
     from adapterhub.curation.prune import check_metric, make_plan
 
     share = percent(keep, "--keep")
-    check_output(out, file, target)
+    check_output(out, file, target, drops=True)
     check_target(target, decoder, influence=by == INFLUENCE)
     check_metric(by, towards=target is not None)
     rows = read([file], kind, template)

@@ -12,6 +12,8 @@ import typer
 from adapterhub.cli.base import base_progress
 from adapterhub.cli.shared import JsonOption, RegistryOption, console, emit, names_in
 
+from .options import writable
+
 if TYPE_CHECKING:
     from adapterhub.labeling.apply import FunctionReport
     from adapterhub.labeling.votes import Votes
@@ -56,6 +58,7 @@ def apply_command(
     from adapterhub.pipeline.vote import vote
     from adapterhub.registry.store import Registry
 
+    writable(out, data, *voters)
     names = names_in(labels)
     with _bar() as watch, base_progress() as progress:
         votes, found = vote(

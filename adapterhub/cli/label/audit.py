@@ -13,6 +13,8 @@ import typer
 from adapterhub.cli.base import base_progress
 from adapterhub.cli.shared import JsonOption, console, emit
 
+from .options import writable
+
 if TYPE_CHECKING:
     from adapterhub.pipeline.audit import Audit
 
@@ -44,6 +46,8 @@ def audit_command(
     from adapterhub.base.source import open_base
     from adapterhub.pipeline.audit import audit, write_queue
 
+    if out is not None:
+        writable(out, file)
     with base_progress() as progress:
         opened = open_base(base, progress=progress)
     found = audit(file, opened, alike=alike, seed=seed, stage=stage)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from adapterhub.cli.shared import JsonOption, emit, say
-from adapterhub.errors import UsageError
 
 from .options import writable
 
@@ -36,10 +35,7 @@ def feedback_command(
     writable(out, feedback)
     known = latest(read_corrections(out)) if out.exists() else {}
     said = list(read_feedback(feedback))
-    if task not in (tasks := {each.task for each in said if each.task is not None}):
-        raise UsageError(
-            f"{feedback} has no feedback on {task!r}; it has some on {', '.join(sorted(tasks)) or 'nothing'}"
-        )
+    tasks = {each.task for each in said if each.task is not None}
     found, skipped = as_corrections(said, task)
     fresh = [each for each in found if each.id not in known or known[each.id].label != each.label]
     append_corrections(out, fresh)
@@ -47,4 +43,6 @@ def feedback_command(
         emit({"out": str(out), "added": len(fresh), "known": len(found) - len(fresh), "skipped": skipped})
     for each in skipped:
         say(f"skipped: {each}")
+    if tasks and task not in tasks:  # a name that was mistyped, or nobody complained yet
+        say(f"{feedback} has nothing on {task!r}, but on {', '.join(sorted(tasks))}")
     say(f"{len(fresh)} corrections added to {out}, {len(found) - len(fresh)} were there")

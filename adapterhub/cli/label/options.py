@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from adapterhub.errors import DataError, UsageError
+from adapterhub.errors import DataError, FileMissing, UsageError
 
 VotesArgument = Annotated[Path, typer.Argument(metavar="VOTES.csv", help="One column a voter, an empty cell abstains.")]
 ModelOption = Annotated[
@@ -31,9 +31,9 @@ GoldOption = Annotated[
 
 
 def writable(out: Path, *read: Path | None) -> None:
-    """Raise UsageError where `out` is a file that is read, or lies in no folder."""
+    """Raise UsageError where `out` is a file that is read, FileMissing where it lies in no folder."""
     if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {str(out.absolute().parent)!r} to write into; make it first")
+        raise FileMissing(f"{out}: there is no folder {str(out.absolute().parent)!r} to write into; make it first")
     for each in read:
         if each is not None and each.exists() and out.exists() and out.samefile(each):
             raise UsageError(f"{out} is what is read here; write to another file")

@@ -10,7 +10,7 @@ import typer
 from adapterhub.cli.registry.tables import print_table
 from adapterhub.cli.shared import JsonOption, emit, names_in, say
 
-from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance
+from .options import BalanceOption, GoldOption, LabelsOption, ModelOption, VotesArgument, parse_balance, writable
 
 if TYPE_CHECKING:
     from adapterhub.labeling.analysis import VotesReport
@@ -44,6 +44,8 @@ def report_command(
     from adapterhub.labeling.label_model import fit_votes
     from adapterhub.labeling.page import write_page
 
+    if out is not None:
+        writable(out, votes, gold_file)
     shares, names = parse_balance(balance), names_in(labels)
     read = _read(votes, [*names, *(shares or ())], one_label, gold)
     told = None if gold_file is None else _gold(gold_file, read.ids, one_label)

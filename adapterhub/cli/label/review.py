@@ -59,9 +59,9 @@ def review_command(
     from adapterhub.labeling.corrections import append_corrections, latest, read_corrections
     from adapterhub.labeling.review import labels_of, read_items, read_queue, read_rows, write_items
 
-    writable(corrections, file, data)
+    writable(corrections, file, data, filled)
     if export is not None:
-        writable(export, file, data)
+        writable(export, file, data, corrections)
     if export is not None and filled is not None:
         raise UsageError("give --export or --import, not both")
     items = read_queue(file, None if data is None else read_rows(data))
@@ -99,7 +99,7 @@ def correct_command(
     """Put what people said into a file of rows as their labels, or into a file of votes as the voter `gold`."""
     from adapterhub.labeling.correct import correct_rows, correct_votes
 
-    writable(out, corrections)
+    writable(out, file, corrections)
     count, strangers = (correct_votes if votes else correct_rows)(file, corrections, out)
     said = f"{count} corrections are in {out}"
     others = f"; {strangers} are of rows that {file} does not have" if strangers else ""

@@ -96,7 +96,8 @@ def fit_multilabel(
     for name, each in split.items():
         yes = _share_of_yes(each, heard) if balance is None else balance[name]
         fit = fit_votes(each, model, {"no": 1 - yes, "yes": yes}, gold=trusted)
-        why = "its share is counted from the votes" if model == "auto" and balance is None else fit.why
+        counted = model == "auto" and fit.model == "metal" and balance is None
+        why = "its share is counted from the votes" if counted else fit.why
         fits.append(replace(fit, balance_source=source, why=why))
     return MultilabelFit(tuple(split), tuple(fits), source)
 
