@@ -26,9 +26,9 @@ METRICS = ("auto", "random", *_BY)
 HARD_FIRST = frozenset(metric for metric, (_, hard) in _BY.items() if hard)
 # What `auto` tries besides random.
 _TRIED = ("easy", "hard")
-# Share of suspect rows from which on hard rows are too likely to be wrong ones: 4 to 11% where data is clean, 18% and
+# Share of suspect rows from which on hard rows are too likely to be wrong ones: 1 to 9% where data is clean, 12% and
 # more where 15% of labels are flipped (benchmarks/RESULTS.md).
-NOISY = 0.12
+NOISY = 0.1
 # Rows that a trial looks at, and how often it is made.
 _TRIAL_ROWS, _TRIALS = 10_000, 3
 _LEAST_ROWS = 50
