@@ -122,11 +122,12 @@ def write_votes(path: Path, votes: Votes) -> None:
 def _read_rows(reader: Iterable[list[str]], path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     header: list[str] | None = None
     rows: list[tuple[int, list[str]]] = []
+    silent: list[tuple[int, list[str]]] = []  # of a lone voter, unless they are what an editor left at the end
     for row in reader:
         line = getattr(reader, "line_num", 0)
-        if not row and header is not None and len(header) == 1:
-            row = [""]
         if not row:
+            if header is not None and len(header) == 1:
+                silent.append((line, [""]))
             continue
         if header is None:
             header = [name.strip() for name in row]
@@ -134,9 +135,8 @@ def _read_rows(reader: Iterable[list[str]], path: Path) -> tuple[list[str], list
         elif len(row) != len(header):
             raise DataError(f"{path}:{line}: the row has {len(row)} cells but the header has {len(header)}")
         else:
-            rows.append((line, row))
-    while header is not None and len(header) == 1 and rows and rows[-1][1] == [""]:
-        rows.pop()  # editors leave lines at the end
+            rows += [*silent, (line, row)]
+            silent.clear()
     if header is None:
         raise DataError(f"{path}: the file is empty; its first line names the voters")
     return header, rows

@@ -44,6 +44,8 @@ def test_a_lone_voter_abstains_with_an_empty_line(tmp_path: Path) -> None:
     votes = read_votes(path)
     assert votes.ids == ("1", "2", "3", "4")
     assert votes.column("v1") == ["a", "b", None, "a"]
+    path.write_text('v1\na\n""\n')  # as tables are written whose last cell is empty
+    assert read_votes(path).column("v1") == ["a", None]
 
 
 def test_a_vote_for_no_label_is_refused(tmp_path: Path) -> None:
