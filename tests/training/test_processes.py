@@ -74,7 +74,10 @@ def compare(plan: Plan, expected: Plan, tolerance: float) -> None:
         found, wanted = read_tensors(plan.out / task), read_tensors(expected.out / task)
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            torch.testing.assert_close(found[name], tensor, rtol=100 * tolerance, atol=1e-5)
+            # Of a gradient that is nothing but rounding Adam makes a step all the same: what part of the learning rate
+            # (5e-3) a single element then differs by depends on the processor. A wrong gradient moves all of them.
+            torch.testing.assert_close(found[name], tensor, rtol=100 * tolerance, atol=1e-4)
+            assert (found[name] - tensor).abs().mean() < 1e-6
 
 
 @pytest.fixture(scope="module")
