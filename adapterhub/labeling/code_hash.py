@@ -70,7 +70,7 @@ def _container(value: Any, seen: dict[int, Any]) -> Iterator[str]:
             yield from _describe(each, seen)
     elif isinstance(value, (set, frozenset)):
         # Their order changes from process to process, so each is told by itself, knowing what holds it.
-        yield from sorted(_digest(_describe(each, dict(seen))) for each in value)
+        yield from sorted(_digest(_describe(each, seen if isinstance(each, _PLAIN) else dict(seen))) for each in value)
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _describe(key, seen)
@@ -85,6 +85,7 @@ def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     elif (parts := _wrapped(value)) is not None:
         yield from _describe(parts, seen)
     elif is_dataclass(value):
+        yield from _describe(type(value), seen)
         for field in fields(value):
             yield field.name
             yield from _describe(getattr(value, field.name), seen)

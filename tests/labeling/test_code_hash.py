@@ -118,6 +118,10 @@ FORMS = {
     "a property": (
         "class Of:\n    @property\n    def word(self): return 'a'\nof = Of()\ndef find(text): return of.word in text\n"
     ),
+    "a method of a dataclass": (
+        "from dataclasses import dataclass\n@dataclass\nclass Of:\n    least: int = 1\n"
+        "    def find(self, text): return 'a' in text\nof = Of()\ndef find(text): return of.find(text)\n"
+    ),
     "what a class inherits": (
         "class Base:\n    words = {'a'}\nclass Of(Base):\n    def find(self, text): return text in self.words\n"
         "find = Of().find\n"
