@@ -45,14 +45,11 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
 
     from adapterhub.base.feature_store import DEFAULT_BASE
 
-    from .influence import read_target
-
     places = {label: place for place, label in enumerate(labels)}
     given = np.array([places.get(str(row.label), -1) for row in train], dtype=np.int64)
     if section.target is not None:
         base = open_base(recipe.base_name, progress=lambda step, *_: tell(step))
-        check_target(recipe)
-        rows = read_target(recipe.resolve(section.target), recipe.kind)
+        rows = check_target(recipe)
         plan = _by_influence(recipe, section, base, train, rows, given, tell)
         target = {"target": split_record(section.target, rows)}
     else:
@@ -81,15 +78,18 @@ def curate(recipe: Recipe, train: Sequence[Example], labels: Sequence[str], tell
     return Curated(kept, record)
 
 
-def check_target(recipe: Recipe) -> None:
-    """Raise what is wrong with the rows that training rows are chosen towards, those that are measured on above all."""
+def check_target(recipe: Recipe) -> list[Example]:
+    """Return the rows that training rows are chosen towards, none where there are none to be.
+
+    Raises ConfigError where these are rows that are measured on, and what reading them raises.
+    """
     from .influence import read_target
 
     section = recipe.curate
     if section is None or section.target is None:
-        return
+        return []
     target = recipe.resolve(section.target)
-    read_target(target, recipe.kind)
+    rows = read_target(target, recipe.kind)
     for split, source in recipe.data.splits():
         path = recipe.resolve(source)
         if split != "train" and path.is_file() and file_hash(path) == file_hash(target):
@@ -97,6 +97,7 @@ def check_target(recipe: Recipe) -> None:
                 f"{recipe.path}: curate.target has the rows of data.{split}, which are measured on: rows chosen to be "
                 "like them would flatter the task; name other rows"
             )
+    return rows
 
 
 def _by_heads(

@@ -70,9 +70,7 @@ def score(
     """
     import numpy as np
 
-    from adapterhub.curation.clusters import picked
     from adapterhub.curation.influence import METRIC as INFLUENCE
-    from adapterhub.curation.outlook import look_out
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.page import write_page
     from adapterhub.curation.scores import NEEDS_LABELS, SCORES, check_scores, score_rows
@@ -88,9 +86,7 @@ def score(
     wanted = [n for n in SCORES if len(names) > 1 or n == "prototype"] if asked is None else asked
     judged = [name for name in wanted if name != INFLUENCE]
     features = features_of(rows.texts(), len(rows), base, pooling)[0] if judged else np.empty((len(rows), 0))
-    outlook = None
-    if NEEDS_LABELS & {*wanted} and len(names) > 1:
-        outlook = look_out(picked(features, labelled), labels[labelled], len(names), seed)
+    outlook = _judge(features, labels, labelled, len(names), seed) if NEEDS_LABELS & {*wanted} else None
     scores = score_rows(features, labels, len(names), judged, outlook=outlook, seed=seed)
     if target is not None:
         scores[INFLUENCE] = influence_on(rows, target, decoder)[0]
@@ -108,6 +104,14 @@ def score(
         say(f"heads that did not see a row say {outlook.accuracy:.1%} of the labels; {outlook.noise:.1%} are suspect")
     if as_json:
         emit({"rows": len(rows), "scores": wanted, "suspect": noise, "out": str(out), "page": str(page)})
+
+
+def _judge(features: np.ndarray, labels: np.ndarray, labelled: np.ndarray, classes: int, seed: int) -> Outlook | None:
+    """Return what heads that did not see a labelled row say of it; None where there is one label only."""
+    from adapterhub.curation.clusters import picked
+    from adapterhub.curation.outlook import look_out
+
+    return look_out(picked(features, labelled), labels[labelled], classes, seed) if classes > 1 else None
 
 
 def _values(scores: dict[str, np.ndarray], row: int) -> dict[str, float]:
