@@ -28,11 +28,10 @@ from public import DATA
 from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
 from adapterhub.base.source import open_base
 from adapterhub.curation.duplicates import Rules, find_duplicates
-from adapterhub.curation.influence import METRIC as INFLUENCE
 from adapterhub.curation.outlook import look_out
 from adapterhub.curation.prune import chosen, prune, try_out, worth_from
 from adapterhub.curation.rows import Rows
-from adapterhub.curation.scores import score_rows
+from adapterhub.curation.scores import INFLUENCE, score_rows
 from adapterhub.curation.select import select
 from adapterhub.data.example import Example
 from adapterhub.heads import fit_head, standardise

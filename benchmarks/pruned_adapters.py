@@ -22,9 +22,9 @@ from rich.console import Console
 from adapterhub.base.feature_store import DEFAULT_BASE, stored_features
 from adapterhub.base.source import open_base
 from adapterhub.cli.train_progress import progress_for
-from adapterhub.curation.influence import METRIC as INFLUENCE
 from adapterhub.curation.influence import plan_by_influence
 from adapterhub.curation.prune import prune
+from adapterhub.curation.scores import INFLUENCE
 from adapterhub.curation.stand_in import StandIn
 from adapterhub.data.example import Example
 from adapterhub.errors import AdapterHubError

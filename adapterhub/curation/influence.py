@@ -13,7 +13,6 @@ from .clusters import directions, parts, picked
 from .prune import Plan, Trial, chosen, keep_count
 from .scores import INFLUENCE
 
-METRIC = INFLUENCE
 _TRIALS = 3
 # Rows of the pool that a trial looks at, so that it takes no more memory of a larger one.
 _TRIAL_ROWS = 10_000
@@ -48,7 +47,7 @@ def plan_by_influence(
     count = keep_count(share, len(values))
     classes = labels if floor > 0 else np.zeros_like(labels)
     stays = chosen(np.nan_to_num(values, nan=-np.inf), classes, count, floor=floor)
-    return Plan(stays, METRIC, trial, None, values)
+    return Plan(stays, INFLUENCE, trial, None, values)
 
 
 def try_towards(
@@ -68,7 +67,7 @@ def try_towards(
     count = int(stays.sum())
     draws = [np.random.default_rng([seed, trial]).permutation(len(labels))[:count] for trial in range(_TRIALS)]
     found: dict[str, list[float]] = {}
-    for name, sets in (("random", draws), (METRIC, [np.flatnonzero(stays)]), ("all", [np.arange(len(labels))])):
+    for name, sets in (("random", draws), (INFLUENCE, [np.flatnonzero(stays)]), ("all", [np.arange(len(labels))])):
         for given in sets:
             rows = given[labels[given] >= 0]
             if len(np.unique(labels[rows])) < 2 or len(np.unique(gold[asked])) < 2:

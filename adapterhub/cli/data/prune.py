@@ -82,9 +82,9 @@ def prune(
     rows first are refused where too many labels look wrong. `influence` keeps the rows that teach most of what those of
     --target ask, whatever their class.
     """
-    from adapterhub.curation.influence import METRIC as INFLUENCE
     from adapterhub.curation.output import check_output, dropped_path, write_split
     from adapterhub.curation.prune import check_metric, make_plan
+    from adapterhub.curation.scores import INFLUENCE
 
     share = percent(keep, "--keep")
     check_output(out, file, target, drops=True)

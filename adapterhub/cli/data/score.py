@@ -70,10 +70,9 @@ def score(
     """
     import numpy as np
 
-    from adapterhub.curation.influence import METRIC as INFLUENCE
     from adapterhub.curation.output import check_output, write_rows
     from adapterhub.curation.page import write_page
-    from adapterhub.curation.scores import NEEDS_LABELS, SCORES, check_scores, score_rows
+    from adapterhub.curation.scores import INFLUENCE, NEEDS_LABELS, SCORES, check_scores, score_rows
 
     page = out.with_name(out.name + ".html") if page is None else page
     check_output(out, file, target, page=page)
